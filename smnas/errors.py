@@ -1,0 +1,52 @@
+"""What can go wrong, by name. Every leaf says when it is raised; the command line turns a `UserError`
+into one line on stderr and exit status 2, and never shows its traceback."""
+
+
+class SmnasError(Exception):
+    """Base of every error that smnas raises on purpose."""
+
+
+class UserError(SmnasError):
+    """Something the user gave is wrong. The message says what was wanted, what was got and where."""
+
+
+class ConfigError(UserError):
+    """An experiment file, a `classArgs` entry or a command-line value is unknown, misspelt or out of range."""
+
+
+class SpaceError(UserError):
+    """A search space cannot be found or built, or a sample does not belong to it."""
+
+
+class DataError(UserError):
+    """A data set is missing, unreadable, or not what its format says."""
+
+
+class JournalError(UserError):
+    """A journal line is corrupt, or the journal belongs to another experiment."""
+
+
+class RunError(UserError):
+    """A run folder cannot be written, does not exist, or is in use by another search."""
+
+
+class MissingLibraryError(UserError):
+    """An optional library is needed and not installed; the message names the extra that brings it."""
+
+
+class SpaceExhausted(SmnasError):
+    """Every legal sample of the search space has been proposed; a search ends well with it."""
+
+
+class TrialFailure(SmnasError):
+    """A trial ended without its objectives; carries the `Failed` reason and detail that the journal keeps.
+
+    Args:
+        reason: one of `records.FAILURE_REASONS`.
+        detail: one sentence on what happened.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

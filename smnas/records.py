@@ -1,0 +1,156 @@
+"""The frozen values that travel through everything: a `Candidate` goes out, an `Outcome` comes back.
+
+Light: imports no torch, NNI or pymoo. Records turn into plain JSON objects and back here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+Option = str | int | float | bool
+"""One option of one choice, as JSON can hold it."""
+
+Sample = Mapping[str, Option]
+"""`{label: option}`, as NNI uses the word."""
+
+ORIGINS = ("baseline", "random", "mating")
+"""Where a candidate came from: the experiment's list of known detectors, chance, or the algorithm."""
+
+FAILURE_REASONS = {
+    "over_latency": "latency is over the bound, so it was not trained",
+    "nan_loss": "the training loss became NaN or infinite",
+    "out_of_memory": "the device ran out of memory, also with half the batch",
+    "timeout": "the trial ran longer than its time limit",
+    "crash": "the trial's process ended without an outcome",
+    "error": "the trial raised an error",
+}
+
+
+def identity(sample: Sample) -> str:
+    """Canonical JSON of a sample (sorted keys, no spaces): equal samples have equal identities."""
+    return json.dumps(dict(sample), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _frozen(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(mapping))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sample that the optimiser has asked to be measured.
+
+    Args:
+        id: number within the study, from 0, in the order of asking.
+        stage: `structural` or `modular`.
+        sample: `{label: option}`; member of the stage's search space.
+        origin: one of `ORIGINS`.
+    """
+
+    id: int
+    stage: str
+    sample: Sample
+    origin: str = "random"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sample", _frozen(self.sample))
+
+    @property
+    def identity(self) -> str:
+        """Canonical JSON of the sample."""
+        return identity(self.sample)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "stage": self.stage,
+            "sample": dict(self.sample),
+            "origin": self.origin,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Candidate:
+        return cls(record["id"], record["stage"], record["sample"], record["origin"])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate that was built, timed and trained.
+
+    Args:
+        metrics: `{name with its unit: finite number}`, for instance `latency_ms`, `map` (0 to 1), `params_m`.
+        info: what else is worth keeping: device, per-epoch curve, batch size, library versions.
+
+    Raises:
+        ValueError: a metric is not a finite number.
+    """
+
+    metrics: Mapping[str, float]
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in self.metrics.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"metric {name}: wanted a number, got {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"metric {name}: wanted a finite number, got {value!r}")
+        object.__setattr__(self, "metrics", _frozen(self.metrics))
+        object.__setattr__(self, "info", _frozen(self.info))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"state": "measured", "metrics": dict(self.metrics), "info": dict(self.info)}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A candidate without objectives: a reason, never a number.
+
+    Args:
+        reason: a key of `FAILURE_REASONS`.
+        detail: what happened, with the log's tail where there is one.
+        metrics: what had been measured before it failed (latency and cost, usually).
+
+    Raises:
+        ValueError: the reason is not a known one.
+    """
+
+    reason: str
+    detail: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.reason not in FAILURE_REASONS:
+            raise ValueError(
+                f"failure reason: wanted one of {sorted(FAILURE_REASONS)}, got {self.reason!r}"
+            )
+        object.__setattr__(self, "metrics", _frozen(self.metrics))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "state": "failed",
+            "reason": self.reason,
+            "detail": self.detail,
+            "metrics": dict(self.metrics),
+        }
+
+
+Outcome = Measured | Failed
+
+
+def outcome_from_json(record: Mapping[str, Any]) -> Outcome:
+    """The inverse of `to_json` of both outcomes.
+
+    Raises:
+        ValueError: `state` is neither `measured` nor `failed`.
+    """
+    match record.get("state"):
+        case "measured":
+            return Measured(record["metrics"], record["info"])
+        case "failed":
+            return Failed(record["reason"], record["detail"], record["metrics"])
+        case other:
+            raise ValueError(f"outcome state: wanted 'measured' or 'failed', got {other!r}")
