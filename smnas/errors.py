@@ -1,5 +1,10 @@
 """What can go wrong, by name. Every leaf says when it is raised; the command line turns a `UserError`
-into one line on stderr and exit status 2, and never shows its traceback."""
+into one line on stderr and exit status 2, and never shows its traceback. Imports nothing of smnas."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class SmnasError(Exception):
@@ -50,3 +55,20 @@ class TrialFailure(SmnasError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the known word nearest to a misspelt one, else the known words."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuses names that are not known.
+
+    Raises:
+        ConfigError: names the place, the unknown name and the nearest known one.
+    """
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{where}: no setting named {name!r}{nearest(str(name), known)}")

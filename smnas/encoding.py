@@ -1,0 +1,262 @@
+"""The only translator between NNI mutables, vectors of option indices and canonical JSON samples.
+
+The optimiser works on index vectors, the journal and the trials on samples; both meet here and nowhere
+else. Imports `nni.mutable` (which needs no torch); must not import torch or pymoo.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nni.mutable import Categorical, Constraint, LabeledMutable, Mutable
+
+from smnas.errors import SpaceError, nearest
+from smnas.records import Option, Sample
+
+MAX_ENUMERATED = 2_000_000
+"""Spaces up to this size are enumerated for counting and for finding the last samples that are left."""
+
+_MAX_TABLE = 100_000  # a constraint over more combinations than this is evaluated each time instead
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One dimension of a search space.
+
+    Args:
+        label: NNI's label of the mutable.
+        options: at least one, in the order of the space.
+        ordinal: options are numbers in ascending order, so that neighbours are alike.
+    """
+
+    label: str
+    options: tuple[Option, ...]
+    ordinal: bool
+
+
+class _Rule:
+    """A constraint with its truth table over the choices that it mentions (they are few and short)."""
+
+    def __init__(self, constraint: Constraint, choices: Sequence[Choice]) -> None:
+        position = {choice.label: k for k, choice in enumerate(choices)}
+        labels = [m.label for m in constraint.simplify().values() if m.label in position]
+        self.constraint = constraint
+        self.columns = tuple(position[label] for label in dict.fromkeys(labels))
+        self.choices = [choices[k] for k in self.columns]
+        shape = tuple(len(choice.options) for choice in self.choices)
+        self.table: np.ndarray | None = None
+        if math.prod(shape) <= _MAX_TABLE:
+            self.table = np.array([self._holds(index) for index in np.ndindex(shape)]).reshape(shape)
+
+    def _holds(self, index: Sequence[int]) -> bool:
+        sample = {c.label: c.options[i] for c, i in zip(self.choices, index, strict=True)}
+        return bool(self.constraint.check_contains(sample) is None)
+
+    def holds(self, index: np.ndarray) -> bool:
+        own = tuple(int(index[k]) for k in self.columns)
+        return bool(self.table[own]) if self.table is not None else self._holds(own)
+
+    def mask(self, indices: np.ndarray) -> np.ndarray:
+        """`n x d` index vectors -> `n` booleans."""
+        if self.table is not None:
+            return self.table[tuple(indices[:, k] for k in self.columns)]
+        return np.array([self.holds(index) for index in indices], dtype=bool)
+
+
+class Encoding:
+    """Samples of one search space as integer vectors.
+
+    An index vector has one entry for each choice, in the order of the space: the position of the chosen
+    option. Numeric options in ascending order make a choice ordinal, all others are nominal.
+
+    Args:
+        mutables: `{label: mutable}` as `space.simplify()` gives it: `Categorical`s and `Constraint`s.
+
+    Raises:
+        SpaceError: a mutable is of another kind, an option is no JSON scalar, or there is no choice.
+    """
+
+    def __init__(self, mutables: Mapping[str, LabeledMutable]) -> None:
+        self.choices = tuple(
+            _choice(label, m) for label, m in mutables.items() if not isinstance(m, Constraint)
+        )
+        if not self.choices:
+            raise SpaceError("search space: wanted at least one choice, got none")
+        constraints = [m for m in mutables.values() if isinstance(m, Constraint)]
+        self.constraints: tuple[Constraint, ...] = tuple(constraints)
+        self._rules = [_Rule(constraint, self.choices) for constraint in constraints]
+        self._positions = [
+            {_key(option): i for i, option in enumerate(choice.options)} for choice in self.choices
+        ]
+
+    @classmethod
+    def of(cls, space: Mutable) -> Encoding:
+        """The encoding of an NNI model space (or any other mutable)."""
+        return cls(space.simplify())
+
+    @property
+    def n_options(self) -> np.ndarray:
+        """`d` numbers of options."""
+        return np.array([len(choice.options) for choice in self.choices])
+
+    @property
+    def ordinal(self) -> np.ndarray:
+        """`d` booleans: which choices are ordinal."""
+        return np.array([choice.ordinal for choice in self.choices])
+
+    @property
+    def size(self) -> int:
+        """Number of samples, legal or not."""
+        return math.prod(len(choice.options) for choice in self.choices)
+
+    def sample(self, index: Sequence[int] | np.ndarray) -> dict[str, Option]:
+        """Index vector (`d`) -> sample."""
+        return {c.label: c.options[int(i)] for c, i in zip(self.choices, index, strict=True)}
+
+    def index(self, sample: Sample) -> np.ndarray:
+        """Sample -> index vector (`d` integers).
+
+        Raises:
+            SpaceError: a label is unknown or missing, or an option is not in the choice.
+        """
+        labels = [choice.label for choice in self.choices]
+        for label in sample:
+            if label not in labels:
+                raise SpaceError(f"sample: no choice named {label!r}{nearest(label, labels)}")
+        return np.array(
+            [_position(c, p, sample) for c, p in zip(self.choices, self._positions, strict=True)]
+        )
+
+    def is_legal(self, index: np.ndarray) -> bool:
+        """Whether every constraint holds for an index vector (`d`)."""
+        return all(rule.holds(index) for rule in self._rules)
+
+    def violated(self, index: np.ndarray) -> list[tuple[int, ...]]:
+        """For each constraint that does not hold: the positions of the choices it mentions."""
+        return [rule.columns for rule in self._rules if not rule.holds(index)]
+
+    def check(self, sample: Sample) -> np.ndarray:
+        """Index vector of a sample that must be legal.
+
+        Raises:
+            SpaceError: as `index`, or a constraint is violated; the message names the constraint.
+        """
+        index = self.index(sample)
+        for rule in self._rules:
+            if not rule.holds(index):
+                raise SpaceError(
+                    f"sample {dict(sample)}: constraint {rule.constraint.label!r} does not hold"
+                )
+        return index
+
+    def legal(self) -> np.ndarray:
+        """All legal index vectors (`n x d`), in lexicographic order.
+
+        Raises:
+            SpaceError: the space has more than `MAX_ENUMERATED` samples.
+        """
+        if self.size > MAX_ENUMERATED:
+            raise SpaceError(
+                f"enumerating the space: wanted at most {MAX_ENUMERATED} samples, got {self.size}"
+            )
+        indices = np.indices(tuple(self.n_options)).reshape(len(self.choices), -1).T
+        for rule in self._rules:
+            indices = indices[rule.mask(indices)]
+        return indices
+
+    def random(self, rng: np.random.Generator, tries: int = 1000) -> np.ndarray:
+        """A legal index vector (`d`), uniform over the legal ones (by rejection).
+
+        Raises:
+            SpaceError: none of `tries` draws was legal; the message gives the acceptance rate.
+        """
+        for _ in range(tries):
+            index = rng.integers(self.n_options)
+            if self.is_legal(index):
+                return index
+        if self.size <= MAX_ENUMERATED and len(legal := self.legal()):
+            return legal[rng.integers(len(legal))]
+        raise SpaceError(f"drawing a legal sample: 0 of {tries} draws met the constraints")
+
+    def repair(self, index: np.ndarray, rng: np.random.Generator, flips: int = 200) -> np.ndarray:
+        """The index vector (`d`) made legal by changing few choices; itself if it is legal.
+
+        Changes one choice of a violated constraint at a time, towards fewer violations (WalkSAT, Selman
+        et al. 1994); draws a new legal vector when `flips` changes did not suffice.
+        """
+        index = index.copy()
+        for _ in range(flips):
+            broken = self.violated(index)
+            if not broken:
+                return index
+            columns = broken[rng.integers(len(broken))]
+            column = columns[rng.integers(len(columns))]
+            index[column] = self._least_violating(index, column, rng)
+        return self.random(rng)
+
+    def _least_violating(self, index: np.ndarray, column: int, rng: np.random.Generator) -> int:
+        trial = index.copy()
+        options = [i for i in range(len(self.choices[column].options)) if i != index[column]]
+        if not options:
+            return int(index[column])
+        rng.shuffle(options)
+        costs = []
+        for option in options:
+            trial[column] = option
+            costs.append(len(self.violated(trial)))
+        return options[int(np.argmin(costs))]
+
+    def describe(self) -> dict[str, Any]:
+        """Choices, constraints, size and number of legal combinations (None if too many to count)."""
+        countable = self.size <= MAX_ENUMERATED
+        return {
+            "choices": {c.label: list(c.options) for c in self.choices},
+            "ordinal": [c.label for c in self.choices if c.ordinal],
+            "constraints": {c.label: _text(c) for c in self.constraints},
+            "size": self.size,
+            "legal": len(self.legal()) if countable else None,
+        }
+
+    def nni_search_space(self) -> dict[str, Any]:
+        """The space as an NNI search-space file holds it (which has no place for constraints)."""
+        return {c.label: {"_type": "choice", "_value": list(c.options)} for c in self.choices}
+
+
+def _text(constraint: Constraint) -> str:
+    return str(getattr(constraint, "expression", constraint))
+
+
+def _key(option: Any) -> str:
+    # JSON text tells 1 from True and from "1", which Python's == and numpy do not
+    return json.dumps(option)
+
+
+def _choice(label: str, mutable: LabeledMutable) -> Choice:
+    if not isinstance(mutable, Categorical):
+        raise SpaceError(
+            f"choice {label!r}: wanted an nni.choice (Categorical), got {type(mutable).__name__}"
+        )
+    options = tuple(mutable.values)
+    for option in options:
+        if not isinstance(option, str | int | float | bool):
+            raise SpaceError(f"choice {label!r}: wanted strings or numbers, got {option!r}")
+    numeric = all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
+    ascending = numeric and all(a < b for a, b in itertools.pairwise(options))  # type: ignore[operator]
+    return Choice(label, options, ascending)
+
+
+def _position(choice: Choice, positions: Mapping[str, int], sample: Sample) -> int:
+    if choice.label not in sample:
+        raise SpaceError(f"sample: choice {choice.label!r} is missing; got {sorted(sample)}")
+    option = sample[choice.label]
+    if _key(option) not in positions:
+        raise SpaceError(
+            f"sample: choice {choice.label!r}: wanted one of {list(choice.options)}, got {option!r}"
+        )
+    return positions[_key(option)]
