@@ -1,0 +1,460 @@
+"""Guided anchoring: a region proposal network that predicts where anchors stand and what shape they have.
+
+Wang, Chen, Yang, Loy, Lin, "Region Proposal by Guided Anchoring", CVPR 2019; section numbers below are
+the paper's. torchvision lacks it, so it is written here on torchvision's own RPN: matching, sampling,
+box coding, NMS and the two RPN losses are inherited. The detector builders call it; imports torch and
+torchvision, nothing of smnas but the errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import DeformConv2d, box_iou, sigmoid_focal_loss
+
+from smnas.errors import ConfigError
+
+LOCATION_PRIOR = 0.01
+"""Probability of an object at a location that the untrained location branch gives."""
+
+LOCATION_FILTER = 0.01
+"""Locations below this probability give no proposals in eval (section 3.1)."""
+
+CENTRE_REGION = 0.2
+"""sigma 1: a location is positive within this fraction of an object's width and height (section 3.2)."""
+
+IGNORE_REGION = 0.5
+"""sigma 2: a location is not counted within this fraction (section 3.2)."""
+
+SHAPE_WEIGHT = 0.1
+"""lambda 2: weight of the anchor shape loss; the location loss has weight 1 (section 3.5)."""
+
+BOUNDED_IOU_BETA = 0.2
+"""Where the smooth L1 of the bounded IoU loss turns linear."""
+
+OFFSET_GROUPS = 4
+"""Groups of channels with their own offsets in the deformable convolution, as the authors released it."""
+
+MAX_LOG_SIZE = math.log(1000 / 16)
+"""Predicted anchors stay within this factor of their square; the bound of torchvision's box coder."""
+
+APPROXIMATIONS = tuple(
+    (scale * math.log(2) / 3 - math.log(ratio) / 2, scale * math.log(2) / 3 + math.log(ratio) / 2)
+    for scale in range(3)
+    for ratio in (0.5, 1.0, 2.0)
+)
+"""Nine log (width, height) over the square: RetinaNet's 3 scales x 3 ratios, which stand for all shapes
+in the search for the best IoU that a location can reach with an object (section 3.4)."""
+
+
+class Predictions(NamedTuple):
+    """What the head says of every location of every level, levels one after the other, rows first.
+
+    Attributes:
+        location: `images x locations`, logit that an object's centre is here.
+        shape: `images x locations x 2`, log (width, height) over the side of the location's square.
+        objectness: `images x locations`, logit that the predicted anchor holds an object.
+        deltas: `images x locations x 4`, from the predicted anchor to the proposal.
+    """
+
+    location: Tensor
+    shape: Tensor
+    objectness: Tensor
+    deltas: Tensor
+
+
+class GuidedAnchorHead(nn.Module):
+    """The layers of guided anchoring, shared by all levels (sections 3.1 to 3.3).
+
+    Args:
+        in_channels: channels of every level; all hidden layers keep this width. Multiple of `OFFSET_GROUPS`.
+
+    Raises:
+        ConfigError: if the channels cannot be divided into the offset groups.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        if in_channels % OFFSET_GROUPS:
+            raise ConfigError(
+                f"guided anchoring: in_channels must be a multiple of {OFFSET_GROUPS}, got {in_channels}"
+            )
+        self.conv = nn.Conv2d(in_channels, in_channels, 3, padding=1)
+        self.location = nn.Conv2d(in_channels, 1, 1)
+        self.shape = nn.Conv2d(in_channels, 2, 1)
+        # Without a bias, an anchor that stays a square samples the plain 3x3 neighbourhood.
+        self.offset = nn.Conv2d(2, OFFSET_GROUPS * 2 * 3 * 3, 1, bias=False)
+        self.adaption = DeformConv2d(in_channels, in_channels, 3, padding=1)
+        self.cls_logits = nn.Conv2d(in_channels, 1, 1)
+        self.bbox_pred = nn.Conv2d(in_channels, 4, 1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for layer in self.children():
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.offset.weight)
+        nn.init.constant_(self.location.bias, _logit(LOCATION_PRIOR))
+
+    def forward(self, levels: Sequence[Tensor]) -> Predictions:
+        """Predicts for feature maps `images x in_channels x height x width`, one a level; in float32."""
+        maps = [self._predict(level).flatten(2).transpose(1, 2) for level in levels]
+        location, shape, objectness, deltas = (
+            torch.cat(maps, dim=1).float().split((1, 2, 1, 4), dim=2)
+        )
+        return Predictions(location.squeeze(2), shape, objectness.squeeze(2), deltas)
+
+    def _predict(self, level: Tensor) -> Tensor:
+        hidden = F.relu(self.conv(level))
+        shape = self.shape(hidden)
+        # The shape branch learns from the shape loss alone, else later losses would pull at the anchors.
+        adapted = F.relu(self._adapt(hidden, self.offset(shape.detach())))
+        outputs = (
+            self.location(hidden),
+            shape,
+            self.cls_logits(adapted),
+            self.bbox_pred(adapted),
+        )
+        return torch.cat(outputs, dim=1)
+
+    def _adapt(self, hidden: Tensor, offset: Tensor) -> Tensor:
+        # The deformable convolution has no half-precision kernel on every device, nor an autocast rule.
+        dtype = self.adaption.weight.dtype
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.adaption(hidden.to(dtype), offset.to(dtype))
+
+
+class SquareAnchors(nn.Module):
+    """The squares that predicted shapes start from: one a location, centred on it.
+
+    Args:
+        strides: pixels between neighbouring locations, one a level.
+        base_scale: side of a level's squares in its strides.
+    """
+
+    def __init__(self, strides: Sequence[int], base_scale: float) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.base_scale = base_scale
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Squares `locations x 4` for these feature maps, in the order of `Predictions`.
+
+        Location `(row, column)` stands at pixel `(row, column) * stride`, as in torchvision's generator.
+        """
+        squares = [
+            self._of_level(level.shape[-2], level.shape[-1], stride, level.device)
+            for level, stride in zip(levels, self.strides, strict=True)
+        ]
+        return torch.cat(squares)
+
+    def _of_level(self, height: int, width: int, stride: int, device: torch.device) -> Tensor:
+        rows = torch.arange(height, dtype=torch.float32, device=device) * stride
+        columns = torch.arange(width, dtype=torch.float32, device=device) * stride
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        half = self.base_scale * stride / 2
+        return torch.stack((x - half, y - half, x + half, y + half), dim=-1).reshape(-1, 4)
+
+
+def reshape_squares(squares: Tensor, shape: Tensor) -> Tensor:
+    """Gives squares a width and a height and keeps their centres (section 3.1, equation 2).
+
+    Args:
+        squares: `... x 4`.
+        shape: `... x 2`, log (width, height) over the square's side; clamped to `±MAX_LOG_SIZE`.
+
+    Returns:
+        Boxes `... x 4`; a shape of zero gives the square back.
+    """
+    low, high = squares[..., :2], squares[..., 2:]
+    centre = (low + high) / 2
+    half = (high - low) / 2 * shape.clamp(-MAX_LOG_SIZE, MAX_LOG_SIZE).exp()
+    return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def assign_levels(boxes: Tensor, strides: Sequence[int], base_scale: float) -> Tensor:
+    """The level of each object: the one whose squares are nearest to its size, in octaves.
+
+    Args:
+        boxes: `n x 4`.
+        strides: one a level.
+        base_scale: side of a level's squares in its strides.
+
+    Returns:
+        Level indices, `n`.
+    """
+    sides = torch.tensor([base_scale * stride for stride in strides], device=boxes.device)
+    octaves = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).log2() / 2
+    return (octaves[:, None] - sides.log2()).abs().argmin(dim=1)
+
+
+def region(boxes: Tensor, fraction: float, stride: int, height: int, width: int) -> Tensor:
+    """The locations of one level in the middle of any of the boxes (section 3.2).
+
+    A region reaches from the location nearest to its low corner to the one nearest to its high corner,
+    so that every object has at least one location, also at the border.
+
+    Args:
+        boxes: `n x 4`.
+        fraction: part of each box's width and height, 0 to 1.
+        stride: pixels between the locations.
+        height: rows of the level.
+        width: columns of the level.
+
+    Returns:
+        Mask `height x width`.
+    """
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2 * fraction
+    last = torch.tensor([width - 1, height - 1], device=boxes.device)
+    low = ((centre - half) / stride).round().clamp(min=0).minimum(last)
+    high = ((centre + half) / stride).round().clamp(min=0).minimum(last)
+    columns = torch.arange(width, device=boxes.device)
+    rows = torch.arange(height, device=boxes.device)
+    inside_x = (columns >= low[:, :1]) & (columns <= high[:, :1])
+    inside_y = (rows >= low[:, 1:]) & (rows <= high[:, 1:])
+    return (inside_y[:, :, None] & inside_x[:, None, :]).any(dim=0)
+
+
+def location_targets(
+    boxes: Tensor, sizes: Sequence[tuple[int, int]], strides: Sequence[int], base_scale: float
+) -> Tensor:
+    """What the location branch should say for one picture (section 3.2).
+
+    An object marks its centre region on its own level. Its ignore region, there and on the two
+    neighbouring levels, is not counted where no centre region of another object lies.
+
+    Args:
+        boxes: the picture's objects, `n x 4`; none is fine.
+        sizes: (height, width), one a level.
+        strides: one a level.
+        base_scale: side of a level's squares in its strides.
+
+    Returns:
+        1 object, 0 none, -1 not counted; `locations`, in the order of `Predictions`.
+    """
+    home = assign_levels(boxes, strides, base_scale)
+    targets = []
+    for level, ((height, width), stride) in enumerate(zip(sizes, strides, strict=True)):
+        near = boxes[(home - level).abs() <= 1]
+        target = torch.zeros(height, width, device=boxes.device)
+        target[region(near, IGNORE_REGION, stride, height, width)] = -1
+        target[region(boxes[home == level], CENTRE_REGION, stride, height, width)] = 1
+        targets.append(target.flatten())
+    return torch.cat(targets)
+
+
+def location_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Focal loss over the counted locations, per positive location (section 3.5).
+
+    Args:
+        logits: any shape.
+        targets: same shape; 1, 0, or -1 for not counted.
+    """
+    focal = sigmoid_focal_loss(logits, targets.clamp(min=0), alpha=0.25, gamma=2.0)
+    return focal[targets >= 0].sum() / (targets == 1).sum().clamp(min=1)
+
+
+def bounded_iou_loss(shape: Tensor, target: Tensor) -> Tensor:
+    """Bounded IoU loss of widths and heights (section 3.4, equation 5), smooth L1 of `1 - min(w/g, g/w)`.
+
+    In logarithms the ratio is `exp(-|log w - log g|)`, which can neither overflow nor divide by zero.
+
+    Args:
+        shape: `n x 2`, log (width, height) over any unit.
+        target: `n x 2`, the same of the objects, over the same unit.
+
+    Returns:
+        `n` losses, width and height summed; 0 where both are equal.
+    """
+    shortfall = -torch.expm1(-(shape - target).abs())
+    none = torch.zeros_like(shortfall)
+    return F.smooth_l1_loss(shortfall, none, beta=BOUNDED_IOU_BETA, reduction="none").sum(dim=1)
+
+
+class OverlapMatcher(Matcher):
+    """torchvision's matcher, but an object that overlaps no anchor at all is matched to none, not to all."""
+
+    def set_low_quality_matches_(
+        self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor
+    ) -> None:
+        """Gives each overlapped object its best anchors even if their IoU is low; see torchvision."""
+        overlapped = match_quality_matrix.amax(dim=1) > 0
+        super().set_low_quality_matches_(matches, all_matches, match_quality_matrix[overlapped])
+
+
+class GuidedAnchorRPN(RegionProposalNetwork):
+    """Region proposal network with guided anchors: one predicted anchor a location.
+
+    In eval, locations whose probability is under `LOCATION_FILTER` give no proposals; but of each picture
+    at least the `post_nms_top_n` likeliest locations are kept, so that an untrained or unsure network
+    still proposes about as many boxes as a trained one.
+
+    On CUDA the backward pass of the deformable convolution adds in no fixed order.
+
+    Args:
+        in_channels: channels of every level.
+        strides: of the levels, finest first; at least one.
+        base_scale: side of the square that an anchor starts from, in strides; sigma in section 3.1, 8 there.
+        pre_nms_top_n: anchors of a level that enter NMS, under `training` and `testing`.
+        post_nms_top_n: proposals of a picture, under `training` and `testing`.
+        batch_size_per_image: anchors sampled for the objectness and regression losses.
+        positive_fraction: largest part of positive ones among them, 0 to 1.
+        nms_thresh: IoU above which the less likely proposal goes.
+        score_thresh: lowest objectness of a proposal, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        strides: Sequence[int],
+        *,
+        base_scale: float,
+        pre_nms_top_n: dict[str, int],
+        post_nms_top_n: dict[str, int],
+        batch_size_per_image: int,
+        positive_fraction: float,
+        nms_thresh: float,
+        score_thresh: float = 0.0,
+    ) -> None:
+        super().__init__(
+            SquareAnchors(strides, base_scale),
+            GuidedAnchorHead(in_channels),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=batch_size_per_image,
+            positive_fraction=positive_fraction,
+            pre_nms_top_n=pre_nms_top_n,
+            post_nms_top_n=post_nms_top_n,
+            nms_thresh=nms_thresh,
+            # Filtered locations score exactly 0; any bound above that drops them.
+            score_thresh=max(score_thresh, torch.finfo(torch.float32).tiny),
+        )
+        self.proposal_matcher = OverlapMatcher(0.7, 0.3, allow_low_quality_matches=True)
+
+    def forward(
+        self,
+        images: ImageList,
+        features: Mapping[Any, Tensor],
+        targets: Sequence[Mapping[str, Tensor]] | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposes boxes; in training also computes the losses.
+
+        Args:
+            images: the batch; only its picture sizes are read.
+            features: one map `images x in_channels x height x width` a level, in the order of the strides.
+            targets: `boxes` (`n x 4`) of each picture; required in training.
+
+        Returns:
+            Proposals `n x 4` of each picture, likeliest first, and the losses by name; none in eval.
+
+        Raises:
+            ValueError: in training without targets, or if there is not one feature map a stride.
+        """
+        levels = list(features.values())
+        squares = self.anchor_generator(levels)
+        predictions = self.head(levels)
+        anchors = reshape_squares(squares, predictions.shape.detach())
+        proposals = self._propose(images, levels, predictions, anchors)
+        if not self.training:
+            return proposals, {}
+        if targets is None:
+            raise ValueError("GuidedAnchorRPN wants targets in training, got None")
+        boxes = [target["boxes"] for target in targets]
+        return proposals, {
+            **self._objectness_losses(predictions, anchors, boxes),
+            **self._anchor_losses(predictions, squares, levels, boxes),
+        }
+
+    def _propose(
+        self, images: ImageList, levels: list[Tensor], predictions: Predictions, anchors: Tensor
+    ) -> list[Tensor]:
+        deltas = predictions.deltas.detach().flatten(0, 1)
+        boxes = self.box_coder.decode_single(deltas, anchors.flatten(0, 1)).view_as(anchors)
+        objectness = predictions.objectness
+        if not self.training:
+            unlikely = ~self._likely(predictions.location)
+            objectness = objectness.masked_fill(unlikely, -math.inf)
+        counts = [level.shape[-2] * level.shape[-1] for level in levels]
+        proposals, _ = self.filter_proposals(boxes, objectness, images.image_sizes, counts)
+        return proposals
+
+    def _likely(self, location: Tensor) -> Tensor:
+        wanted = min(self.post_nms_top_n(), location.shape[1])
+        last = location.topk(wanted, dim=1).values[:, -1:]
+        return location >= last.clamp(max=_logit(LOCATION_FILTER))
+
+    def _objectness_losses(
+        self, predictions: Predictions, anchors: Tensor, boxes: list[Tensor]
+    ) -> dict[str, Tensor]:
+        per_image = list(anchors)
+        labels, matched = self.assign_targets_to_anchors(
+            per_image, [{"boxes": found} for found in boxes]
+        )
+        objectness, regression = self.compute_loss(
+            predictions.objectness,
+            predictions.deltas.flatten(0, 1),
+            labels,
+            self.box_coder.encode(matched, per_image),
+        )
+        return {"loss_objectness": objectness, "loss_rpn_box_reg": regression}
+
+    def _anchor_losses(
+        self,
+        predictions: Predictions,
+        squares: Tensor,
+        levels: list[Tensor],
+        boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
+        strides, base_scale = self.anchor_generator.strides, self.anchor_generator.base_scale
+        locations = [location_targets(found, sizes, strides, base_scale) for found in boxes]
+        shapes = [
+            self._shape_loss(shape, squares, found)
+            for shape, found in zip(predictions.shape, boxes, strict=True)
+        ]
+        return {
+            "loss_anchor_location": location_loss(predictions.location, torch.stack(locations)),
+            "loss_anchor_shape": SHAPE_WEIGHT
+            * torch.cat(shapes).sum()
+            / max(1, sum(map(len, shapes))),
+        }
+
+    def _shape_loss(self, shape: Tensor, squares: Tensor, boxes: Tensor) -> Tensor:
+        """Losses of one picture's positive locations: those whose best anchor would match an object."""
+        if len(boxes) == 0:
+            return shape[:0].sum(dim=1)
+        matched = self.proposal_matcher(best_iou(boxes, squares))
+        positive = matched >= 0
+        objects = boxes[matched[positive]]
+        sides = squares[positive, 2:] - squares[positive, :2]
+        return bounded_iou_loss(shape[positive], ((objects[:, 2:] - objects[:, :2]) / sides).log())
+
+
+def best_iou(boxes: Tensor, squares: Tensor) -> Tensor:
+    """The best IoU that a location can reach with an object by choice of its anchor's shape (section 3.4).
+
+    Args:
+        boxes: objects, `n x 4`.
+        squares: one a location, `locations x 4`.
+
+    Returns:
+        `n x locations`, the largest IoU over `APPROXIMATIONS`.
+    """
+    shapes = torch.tensor(APPROXIMATIONS, device=squares.device)
+    # One shape after the other: nine matrices of objects x locations at once would not fit at COCO's size.
+    return reduce(torch.maximum, (box_iou(boxes, reshape_squares(squares, s)) for s in shapes))
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
