@@ -1,7 +1,8 @@
 """The quiet window: while one trial measures latency, no other trial of ours works on that device.
 
-Every trial takes it around each training or evaluation step (`working`, shared) and around a latency
-measurement (`measuring`, exclusive). Light: imports no torch, so that the lock can be tested alone.
+Every trial takes it around each training or evaluation step (`working`, shared) and around a
+latency measurement (`measuring`, exclusive). Light: imports no torch, so that the lock can be
+tested alone.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ MAX_POLL_SECONDS = 0.01
 class QuietDevice:
     """An inter-process reader-writer lock that belongs to one device of this machine.
 
-    There are two lock files. The room is held shared by those who work and exclusively by the one who
-    measures. The gate stands before it: everybody takes it before trying the room, workers let go of
-    it as soon as they are in, the measuring process keeps it to the end. So a waiting measurement lets
-    nobody new in and starts when the steps under way have ended; without the gate, workers that
-    take the room again at once would keep it occupied for ever.
+    There are two lock files. The room is held shared by those who work and exclusively by the one
+    who measures. The gate stands before it: everybody takes it before trying the room, workers let
+    go of it as soon as they are in, the measuring process keeps it to the end. So a waiting
+    measurement lets nobody new in and starts when the steps under way have ended; without the gate,
+    workers that take the room again at once would keep it occupied for ever.
 
-    The operating system frees the locks of a process that dies, however it dies. They belong to a process:
-    use one `QuietDevice` a device and process, from one thread.
+    The operating system frees the locks of a process that dies, however it dies. They belong to a
+    process: use one `QuietDevice` a device and process, from one thread.
 
     Args:
-        device: torch's name of the device, as `cpu`, `cuda` or `cuda:1`. CUDA numbers are translated
-            through `CUDA_VISIBLE_DEVICES`, so that processes which see the same GPU under different
-            numbers share its lock.
+        device: torch's name of the device, as `cpu`, `cuda` or `cuda:1`. CUDA numbers are
+            translated through `CUDA_VISIBLE_DEVICES`, so that processes which see the same GPU
+            under different numbers share its lock.
         directory: where the lock files are; the system's temporary directory by default.
 
     Raises:
@@ -101,7 +102,8 @@ def physical_device(device: str, environment: Mapping[str, str]) -> str:
 
     Args:
         device: as `cpu`, `cuda` or `cuda:1`.
-        environment: where `CUDA_VISIBLE_DEVICES` may be set, to numbers or to the identifiers of GPUs.
+        environment: where `CUDA_VISIBLE_DEVICES` may be set, to numbers or to the identifiers of
+            GPUs.
     """
     kind, _, number = device.partition(":")
     if kind != "cuda":

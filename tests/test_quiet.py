@@ -70,7 +70,7 @@ def events(directory: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory) -> list[tuple[str, str]]:
-    """What happened while three workers stepped without a pause and one process measured seven times."""
+    """What happened while three workers stepped on and one process measured seven times."""
     directory = tmp_path_factory.mktemp("crowd")
     readers = [start(READER, f"reader{i}", directory) for i in range(READERS)]
     try:
@@ -92,8 +92,9 @@ def test_a_measurement_gets_in_within_a_few_steps_of_the_workers(crowd):
                 waited.append(steps)
         elif waiting and event == "enter":
             steps += 1
-    # Nobody enters once the gate is taken; before that, at most a few tries at the gate collide with
-    # workers passing it. The median, since the system may take the processor away from one request.
+    # Nobody enters once the gate is taken; before that, at most a few tries at the gate collide
+    # with workers passing it. The median, since the system may take the processor away from one
+    # request.
     assert len(waited) == 7
     assert statistics.median(waited) <= 3 * READERS
     assert sum(who != "writer" and event == "enter" for who, event in crowd) > 7 * READERS
