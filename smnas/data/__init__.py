@@ -1,5 +1,4 @@
 """Data in COCO format: reading, splitting, importing, checking and generating it.
 
-Empty on purpose: `smnas.data.split` must be importable without torch, which `smnas.data.coco`
-needs.
+Empty on purpose: all but `smnas.data.coco` must be importable without torch.
 """

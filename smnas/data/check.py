@@ -1,8 +1,7 @@
 """Judges a COCO-format data set; with `repair` cleans its annotation files and keeps the old ones.
 
 `load_annotations` has already refused what is not COCO; here the values are looked at, and every
-picture is decoded. `Tally`, `Kind` and `Finding` also serve the importers. Must not import
-detectors, NNI or pymoo.
+picture is decoded. Light: must not import torch, NNI or pymoo.
 """
 
 from __future__ import annotations
@@ -11,42 +10,23 @@ import hashlib
 import math
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
-from smnas.data.coco import PICTURE_ERRORS, DataFolder, Part, load_annotations, write_annotations
+from smnas.data.files import PICTURE_ERRORS, DataFolder, Part, load_annotations, write_annotations
+from smnas.data.findings import Finding, Kind, Note, Tally
 from smnas.errors import DataError
 
 SLACK_PX = 0.5
 """How far a box may leave its picture before it is reported: exporters round."""
 
-SHOWN = 5
-"""Examples of a finding that the text shows; JSON holds all."""
-
 Data = dict[str, Any]
-Note = Callable[[str, str], None]
-
-
-class Kind(NamedTuple):
-    """What is done about one kind of finding.
-
-    Args:
-        treatment: `repaired` (nothing lost), `dropped` (named and left out), `fatal` (only the user
-            can put it right) or `harmless`.
-        meaning: what it does to a training, or what the treatment is.
-        blocking: whether smnas fails on the data, or reads them wrongly, until it is treated.
-    """
-
-    treatment: str
-    meaning: str
-    blocking: bool = False
-
 
 KINDS: Mapping[str, Kind] = {
     "picture id of two pictures": Kind("fatal", "no telling whose objects are whose"),
@@ -74,73 +54,6 @@ KINDS: Mapping[str, Kind] = {
     "picture without objects": Kind("harmless", "trained and evaluated as background"),
 }
 """Everything that `check_data` can find."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of trouble in one part.
-
-    Args:
-        part: `train`, `val`, or the importer's word for a part.
-        kind: what it is, in words.
-        treatment: `repaired`, `dropped`, `fatal` or `harmless`.
-        meaning: one clause on what that comes to.
-        examples: every case, by file or id.
-        blocking: see `Kind`.
-    """
-
-    part: str
-    kind: str
-    treatment: str
-    meaning: str
-    examples: tuple[str, ...]
-    blocking: bool = False
-
-    @property
-    def count(self) -> int:
-        """How many cases there are."""
-        return len(self.examples)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "part": self.part,
-            "kind": self.kind,
-            "count": self.count,
-            "treatment": self.treatment,
-            "meaning": self.meaning,
-            "examples": list(self.examples),
-        }
-
-    def __str__(self) -> str:
-        shown = ", ".join(self.examples[:SHOWN])
-        more = f" and {self.count - SHOWN} more" if self.count > SHOWN else ""
-        line = f"{self.part:<6}{self.kind:<31}{self.count:>7}  {self.treatment:<9} {self.meaning}"
-        return f"{line}\n{'':6}{shown}{more}"
-
-
-class Tally:
-    """Collects cases into findings, in the order in which kinds first appear."""
-
-    def __init__(self, kinds: Mapping[str, Kind]) -> None:
-        self._kinds = kinds
-        self._cases: dict[tuple[str, str], list[str]] = {}
-
-    def add(self, part: str, kind: str, example: str) -> None:
-        """Note one case.
-
-        Raises:
-            KeyError: the kind is not one of this tally's.
-        """
-        self._kinds[kind]
-        self._cases.setdefault((part, kind), []).append(example)
-
-    def findings(self) -> tuple[Finding, ...]:
-        """What has been noted, one finding for each part and kind."""
-        return tuple(self._finding(*key, tuple(cases)) for key, cases in self._cases.items())
-
-    def _finding(self, part: str, kind: str, examples: tuple[str, ...]) -> Finding:
-        treatment, meaning, blocking = self._kinds[kind]
-        return Finding(part, kind, treatment, meaning, examples, blocking)
 
 
 @dataclass(frozen=True)
@@ -215,13 +128,13 @@ def check_data(folder: DataFolder | Path | str, *, repair: bool = False) -> Chec
         folder = DataFolder.open(folder)
     tally = Tally(KINDS)
     parts = {"train": folder.train} | ({"val": folder.val} if folder.val else {})
-    cleaned = {name: _clean(part, _noting(tally, name)) for name, part in parts.items()}
+    cleaned = {name: _clean(part, tally.noting(name)) for name, part in parts.items()}
     if "val" in cleaned:
         _part_from_val(cleaned, parts, tally)
     else:
         tally.add("val", "no val part", str(folder.train.annotations.parent))
     for name, data in cleaned.items():
-        _describe(data, _noting(tally, name))
+        _describe(data, tally.noting(name))
     findings = tally.findings()
     return CheckReport(
         findings,
@@ -230,10 +143,6 @@ def check_data(folder: DataFolder | Path | str, *, repair: bool = False) -> Chec
         repair,
         _rewrite(parts, cleaned, findings) if repair else {},
     )
-
-
-def _noting(tally: Tally, part: str) -> Note:
-    return lambda kind, example: tally.add(part, kind, example)
 
 
 def _clean(part: Part, note: Note) -> Data:

@@ -1,7 +1,7 @@
 """Generates the demo data: real handwritten digits scattered over crops of natural photographs.
 
 Digits and photographs are scikit-learn's own files, so nothing is downloaded. A digit instance is
-used in one part only. Must not import detectors, NNI or pymoo.
+used in one part only. Light: must not import torch, NNI or pymoo.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from smnas.data.coco import DataFolder, is_filled, new_folder, write_annotations
+from smnas.data.files import DataFolder, is_filled, new_folder, write_annotations
 from smnas.errors import DataError
 
 MARKER = "digits.json"

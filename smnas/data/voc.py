@@ -1,7 +1,7 @@
 """Imports Pascal VOC (one XML a picture, lists of names) into the COCO layout that smnas reads.
 
 Nothing is dropped in silence: the report names every picture and box that was left out or changed.
-Must not import detectors, NNI or pymoo.
+Light: must not import torch, NNI or pymoo.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from smnas.data.check import Finding, Kind, Tally, box_fault, clipped
-from smnas.data.coco import PICTURE_ERRORS, is_filled, new_folder, write_annotations
+from smnas.data.check import box_fault, clipped
+from smnas.data.files import PICTURE_ERRORS, is_filled, new_folder, write_annotations
+from smnas.data.findings import Finding, Kind, Note, Tally
 from smnas.data.split import split_ids
 from smnas.errors import DataError
 
@@ -49,8 +50,6 @@ KINDS: Mapping[str, Kind] = {
 
 _PARTS = ("train", "val", "test")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-Note = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def import_voc(source: Path | str, out: Path | str) -> ImportReport:
     sets, lists = _image_sets(source, tally)
     files = {file.stem: file for file in sorted((source / "JPEGImages").iterdir())}
     parts = {
-        name: dict(_read_pictures(source, stems, files, _noting(tally, name)))
+        name: dict(_read_pictures(source, stems, files, tally.noting(name)))
         for name, stems in sets.items()
     }
     if not parts["train"]:
@@ -156,10 +155,6 @@ def import_voc(source: Path | str, out: Path | str) -> ImportReport:
     with new_folder(out) as build:
         _write(build, parts, report)
     return report
-
-
-def _noting(tally: Tally, part: str) -> Note:
-    return lambda kind, example: tally.add(part, kind, example)
 
 
 def _earlier_report(source: Path, out: Path) -> ImportReport:
