@@ -7,6 +7,7 @@ from here too. Knows nothing of detectors: must not import them, NNI or pymoo.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import math
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ class CocoDataset(Dataset[Example]):
         input_size: (width, height) in pixels; its shorter side bounds the shorter side of a picture
             whichever way that is turned. None: the size of the file.
         cache_mb: MiB of decoded pictures to keep in memory; what does not fit is decoded each time.
-            Worker processes of a loader keep one cache each.
+            Every view and every worker process of a loader keeps its own.
 
     Raises:
         DataError: the annotation file is not COCO, an id in `image_ids` is not in it, or an object
@@ -92,15 +93,23 @@ class CocoDataset(Dataset[Example]):
         cache_mb: float = 2048,
     ) -> None:
         self.part = part
-        self.input_size = input_size
+        self.cache_mb = cache_mb
         self.coco = _index(load_annotations(part.annotations))
         self.category_ids = sorted(self.coco.cats)
         self.categories = [self.coco.cats[key]["name"] for key in self.category_ids]
-        self.image_ids = sorted(self.coco.imgs) if image_ids is None else list(image_ids)
         self._labels = {key: label for label, key in enumerate(self.category_ids, start=1)}
-        self._cache: dict[int, tuple[Tensor, float]] = {}
-        self._free_bytes = int(cache_mb * _MIB)
-        self._check_references()
+        self._check_categories()
+        self._show(sorted(self.coco.imgs) if image_ids is None else image_ids, input_size)
+
+    def view(self, image_ids: Sequence[int], input_size: tuple[int, int] | None) -> CocoDataset:
+        """The same annotations, not read again, with other pictures or another size.
+
+        Raises:
+            DataError: an id is not in the annotation file.
+        """
+        other = copy.copy(self)
+        other._show(image_ids, input_size)
+        return other
 
     @property
     def num_classes(self) -> int:
@@ -117,25 +126,38 @@ class CocoDataset(Dataset[Example]):
         image = transforms.to_dtype(pixels, torch.float32, scale=True)
         return Example(image, boxes, labels, image_id, scale)
 
-    def _check_references(self) -> None:
-        unknown = sorted(set(self.image_ids) - set(self.coco.imgs))
+    def missing_pictures(self) -> list[Path]:
+        """Files that are not there, without opening any."""
+        return [file for file in map(self._file, self.image_ids) if not file.is_file()]
+
+    def _show(self, image_ids: Sequence[int], input_size: tuple[int, int] | None) -> None:
+        unknown = sorted(set(image_ids) - set(self.coco.imgs))
         if unknown:
             raise DataError(
                 f"pictures: wanted ids of {self.part.annotations}, got {len(unknown)} others:"
                 f" {unknown[:5]}"
             )
-        for key, annotation in self.coco.anns.items():
-            if annotation["category_id"] not in self._labels:
+        self.image_ids = list(image_ids)
+        self.input_size = input_size
+        self._cache: dict[int, tuple[Tensor, float]] = {}
+        self._free_bytes = int(self.cache_mb * _MIB)
+
+    def _file(self, image_id: int) -> Path:
+        return self.part.images / self.coco.imgs[image_id]["file_name"]
+
+    def _check_categories(self) -> None:
+        for entry in self.coco.dataset["annotations"]:
+            if entry["category_id"] not in self._labels:
                 raise DataError(
                     f"annotations: wanted a category of {self.category_ids}, got"
-                    f" {annotation['category_id']} in annotation {key} of {self.part.annotations}"
+                    f" {entry['category_id']} in annotation {entry['id']} of {self.part.annotations}"
                 )
 
     def _pixels(self, image_id: int) -> tuple[Tensor, float]:
         """The picture as uint8 `3 x H x W`, resized, with its scale; from memory if it is there."""
         if image_id in self._cache:
             return self._cache[image_id]
-        picture = self._read(self.part.images / self.coco.imgs[image_id]["file_name"])
+        picture = self._read(self._file(image_id))
         scale = fit_scale(picture.size, self.input_size)
         if self.input_size is not None:
             width, height = (max(1, round(side * scale)) for side in picture.size)
