@@ -1,9 +1,9 @@
-"""Guided anchoring: a region proposal network that predicts where anchors stand and what shape they have.
+"""Guided anchoring: a region proposal network that predicts where anchors stand, and their shape.
 
-Wang, Chen, Yang, Loy, Lin, "Region Proposal by Guided Anchoring", CVPR 2019; section numbers below are
-the paper's. torchvision lacks it, so it is written here on torchvision's own RPN: matching, sampling,
-box coding, NMS and the two RPN losses are inherited. The detector builders call it; imports torch and
-torchvision, nothing of smnas but the errors.
+Wang, Chen, Yang, Loy, Lin, "Region Proposal by Guided Anchoring", CVPR 2019; section numbers below
+are the paper's. torchvision lacks it, so it is written here on torchvision's RPN, which brings
+matching, sampling, box coding, NMS and two of the losses. The detector builders call it; it imports
+torch and torchvision, and nothing of smnas but the errors.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ LOCATION_FILTER = 0.01
 """Locations below this probability give no proposals in eval (section 3.1)."""
 
 CENTRE_REGION = 0.2
-"""sigma 1: a location is positive within this fraction of an object's width and height (section 3.2)."""
+"""sigma 1: part of an object's sides whose locations are positive (section 3.2)."""
 
 IGNORE_REGION = 0.5
-"""sigma 2: a location is not counted within this fraction (section 3.2)."""
+"""sigma 2: part of an object's sides whose other locations do not count (section 3.2)."""
 
 SHAPE_WEIGHT = 0.1
-"""lambda 2: weight of the anchor shape loss; the location loss has weight 1 (section 3.5)."""
+"""lambda 2: weight of the anchor shape loss; the location loss has weight 1 (section 3.4)."""
 
 BOUNDED_IOU_BETA = 0.2
 """Where the smooth L1 of the bounded IoU loss turns linear."""
 
 OFFSET_GROUPS = 4
-"""Groups of channels with their own offsets in the deformable convolution, as the authors released it."""
+"""Groups of channels with offsets of their own in the feature adaption, as in the authors' code."""
 
 MAX_LOG_SIZE = math.log(1000 / 16)
-"""Predicted anchors stay within this factor of their square; the bound of torchvision's box coder."""
+"""Predicted anchors stay within this factor of their square; the bound of the box coder."""
 
 APPROXIMATIONS = tuple(
     (scale * math.log(2) / 3 - math.log(ratio) / 2, scale * math.log(2) / 3 + math.log(ratio) / 2)
     for scale in range(3)
     for ratio in (0.5, 1.0, 2.0)
 )
-"""Nine log (width, height) over the square: RetinaNet's 3 scales x 3 ratios, which stand for all shapes
-in the search for the best IoU that a location can reach with an object (section 3.4)."""
+"""Nine log (width, height) over the square, RetinaNet's 3 scales x 3 ratios. They stand for all
+shapes in the search for the best IoU that a location can reach with an object (section 3.4)."""
 
 
 class Predictions(NamedTuple):
-    """What the head says of every location of every level, levels one after the other, rows first.
+    """What the head says of every location of every level: level by level, row by row.
 
     Attributes:
         location: `images x locations`, logit that an object's centre is here.
@@ -72,11 +72,49 @@ class Predictions(NamedTuple):
     deltas: Tensor
 
 
+class SampledDeformConv2d(DeformConv2d):
+    """A 3x3 deformable convolution of stride 1: bilinear sampling, then a 1x1 convolution.
+
+    Parameters and results are those of torchvision's operator. That one is several times slower on
+    a CPU, has no bfloat16 kernel there, and is unknown to MAC counters and some exporters.
+    """
+
+    def forward(self, features: Tensor, offset: Tensor) -> Tensor:
+        """Convolves.
+
+        Args:
+            features: `images x in_channels x height x width`.
+            offset: `images x (groups * 9 * 2) x height x width`, pixels (down, right) that move
+                each tap; any number of groups that divides the channels.
+
+        Returns:
+            `images x out_channels x height x width`.
+        """
+        images, channels, height, width = features.shape
+        groups = offset.shape[1] // 18
+        grid = self._grid(offset.float().reshape(images * groups, 9, 2, height, width))
+        grouped = features.float().reshape(images * groups, channels // groups, height, width)
+        taps = F.grid_sample(grouped, grid, padding_mode="zeros", align_corners=False)
+        columns = taps.to(features.dtype).reshape(images, channels * 9, height, width)
+        return F.conv2d(columns, self.weight.flatten(1)[:, :, None, None], self.bias)
+
+    def _grid(self, offset: Tensor) -> Tensor:
+        """Positions (right, down) of all taps, -1 to 1 from border to border: `n x 9h x w x 2`."""
+        count, _, _, height, width = offset.shape
+        step = torch.arange(-1, 2, device=offset.device)
+        rows = torch.arange(height, device=offset.device)[:, None]
+        columns = torch.arange(width, device=offset.device)
+        y = offset[:, :, 0] + rows + step.repeat_interleave(3)[:, None, None]
+        x = offset[:, :, 1] + columns + step.repeat(3)[:, None, None]
+        grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+        return grid.reshape(count, 9 * height, width, 2)
+
+
 class GuidedAnchorHead(nn.Module):
     """The layers of guided anchoring, shared by all levels (sections 3.1 to 3.3).
 
     Args:
-        in_channels: channels of every level; all hidden layers keep this width. Multiple of `OFFSET_GROUPS`.
+        in_channels: channels of every level, kept throughout; divisible by `OFFSET_GROUPS`.
 
     Raises:
         ConfigError: if the channels cannot be divided into the offset groups.
@@ -86,28 +124,29 @@ class GuidedAnchorHead(nn.Module):
         super().__init__()
         if in_channels % OFFSET_GROUPS:
             raise ConfigError(
-                f"guided anchoring: in_channels must be a multiple of {OFFSET_GROUPS}, got {in_channels}"
+                f"guided anchoring wants channels divisible by {OFFSET_GROUPS}, got {in_channels}"
             )
         self.conv = nn.Conv2d(in_channels, in_channels, 3, padding=1)
         self.location = nn.Conv2d(in_channels, 1, 1)
         self.shape = nn.Conv2d(in_channels, 2, 1)
         # Without a bias, an anchor that stays a square samples the plain 3x3 neighbourhood.
         self.offset = nn.Conv2d(2, OFFSET_GROUPS * 2 * 3 * 3, 1, bias=False)
-        self.adaption = DeformConv2d(in_channels, in_channels, 3, padding=1)
+        self.adaption = SampledDeformConv2d(in_channels, in_channels, 3, padding=1)
         self.cls_logits = nn.Conv2d(in_channels, 1, 1)
         self.bbox_pred = nn.Conv2d(in_channels, 4, 1)
         self._initialise()
 
     def _initialise(self) -> None:
-        for layer in self.children():
-            nn.init.normal_(layer.weight, std=0.01)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.01)
+            else:
+                nn.init.zeros_(parameter)
         nn.init.zeros_(self.offset.weight)
-        nn.init.constant_(self.location.bias, _logit(LOCATION_PRIOR))
+        nn.init.constant_(self.get_parameter("location.bias"), _logit(LOCATION_PRIOR))
 
     def forward(self, levels: Sequence[Tensor]) -> Predictions:
-        """Predicts for feature maps `images x in_channels x height x width`, one a level; in float32."""
+        """Predicts in float32 for maps `images x in_channels x height x width`, one a level."""
         maps = [self._predict(level).flatten(2).transpose(1, 2) for level in levels]
         location, shape, objectness, deltas = (
             torch.cat(maps, dim=1).float().split((1, 2, 1, 4), dim=2)
@@ -117,8 +156,8 @@ class GuidedAnchorHead(nn.Module):
     def _predict(self, level: Tensor) -> Tensor:
         hidden = F.relu(self.conv(level))
         shape = self.shape(hidden)
-        # The shape branch learns from the shape loss alone, else later losses would pull at the anchors.
-        adapted = F.relu(self._adapt(hidden, self.offset(shape.detach())))
+        # The shape branch learns from the shape loss alone, else later losses pull at the anchors.
+        adapted = F.relu(self.adaption(hidden, self.offset(shape.detach())))
         outputs = (
             self.location(hidden),
             shape,
@@ -126,12 +165,6 @@ class GuidedAnchorHead(nn.Module):
             self.bbox_pred(adapted),
         )
         return torch.cat(outputs, dim=1)
-
-    def _adapt(self, hidden: Tensor, offset: Tensor) -> Tensor:
-        # The deformable convolution has no half-precision kernel on every device, nor an autocast rule.
-        dtype = self.adaption.weight.dtype
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.adaption(hidden.to(dtype), offset.to(dtype))
 
 
 class SquareAnchors(nn.Module):
@@ -150,7 +183,7 @@ class SquareAnchors(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Squares `locations x 4` for these feature maps, in the order of `Predictions`.
 
-        Location `(row, column)` stands at pixel `(row, column) * stride`, as in torchvision's generator.
+        Location `(row, column)` stands at pixel `(row, column) * stride`, as torchvision has it.
         """
         squares = [
             self._of_level(level.shape[-2], level.shape[-1], stride, level.device)
@@ -167,7 +200,7 @@ class SquareAnchors(nn.Module):
 
 
 def reshape_squares(squares: Tensor, shape: Tensor) -> Tensor:
-    """Gives squares a width and a height and keeps their centres (section 3.1, equation 2).
+    """Gives squares a width and a height and keeps their centres (section 3.1).
 
     Args:
         squares: `... x 4`.
@@ -201,8 +234,8 @@ def assign_levels(boxes: Tensor, strides: Sequence[int], base_scale: float) -> T
 def region(boxes: Tensor, fraction: float, stride: int, height: int, width: int) -> Tensor:
     """The locations of one level in the middle of any of the boxes (section 3.2).
 
-    A region reaches from the location nearest to its low corner to the one nearest to its high corner,
-    so that every object has at least one location, also at the border.
+    A region reaches from the location nearest to its low corner to the one nearest to its high
+    corner, so that every object has at least one location, also at the border.
 
     Args:
         boxes: `n x 4`.
@@ -266,9 +299,9 @@ def location_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def bounded_iou_loss(shape: Tensor, target: Tensor) -> Tensor:
-    """Bounded IoU loss of widths and heights (section 3.4, equation 5), smooth L1 of `1 - min(w/g, g/w)`.
+    """Bounded IoU loss of widths and heights (section 3.4): smooth L1 of `1 - min(w/g, g/w)`.
 
-    In logarithms the ratio is `exp(-|log w - log g|)`, which can neither overflow nor divide by zero.
+    In logarithms the ratio is `exp(-|log w - log g|)`: nothing can overflow or be divided by zero.
 
     Args:
         shape: `n x 2`, log (width, height) over any unit.
@@ -283,12 +316,12 @@ def bounded_iou_loss(shape: Tensor, target: Tensor) -> Tensor:
 
 
 class OverlapMatcher(Matcher):
-    """torchvision's matcher, but an object that overlaps no anchor at all is matched to none, not to all."""
+    """torchvision's matcher, but an object that overlaps no anchor matches none instead of all."""
 
     def set_low_quality_matches_(
         self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor
     ) -> None:
-        """Gives each overlapped object its best anchors even if their IoU is low; see torchvision."""
+        """Gives each overlapped object its best anchors even if their IoU is low."""
         overlapped = match_quality_matrix.amax(dim=1) > 0
         super().set_low_quality_matches_(matches, all_matches, match_quality_matrix[overlapped])
 
@@ -296,16 +329,16 @@ class OverlapMatcher(Matcher):
 class GuidedAnchorRPN(RegionProposalNetwork):
     """Region proposal network with guided anchors: one predicted anchor a location.
 
-    In eval, locations whose probability is under `LOCATION_FILTER` give no proposals; but of each picture
-    at least the `post_nms_top_n` likeliest locations are kept, so that an untrained or unsure network
-    still proposes about as many boxes as a trained one.
+    In eval, locations whose probability is under `LOCATION_FILTER` give no proposals; but of each
+    picture at least the `post_nms_top_n` likeliest locations are kept, so that an untrained network
+    proposes about as many boxes as a trained one.
 
-    On CUDA the backward pass of the deformable convolution adds in no fixed order.
+    On CUDA the backward pass of the feature adaption adds in no fixed order.
 
     Args:
         in_channels: channels of every level.
         strides: of the levels, finest first; at least one.
-        base_scale: side of the square that an anchor starts from, in strides; sigma in section 3.1, 8 there.
+        base_scale: side of the square that an anchor starts from, in strides; 8 in the paper.
         pre_nms_top_n: anchors of a level that enter NMS, under `training` and `testing`.
         post_nms_top_n: proposals of a picture, under `training` and `testing`.
         batch_size_per_image: anchors sampled for the objectness and regression losses.
@@ -352,11 +385,11 @@ class GuidedAnchorRPN(RegionProposalNetwork):
 
         Args:
             images: the batch; only its picture sizes are read.
-            features: one map `images x in_channels x height x width` a level, in the order of the strides.
+            features: `images x in_channels x height x width`, one a level, in the order of strides.
             targets: `boxes` (`n x 4`) of each picture; required in training.
 
         Returns:
-            Proposals `n x 4` of each picture, likeliest first, and the losses by name; none in eval.
+            Proposals `n x 4` of each picture, likeliest first; losses by name, none in eval.
 
         Raises:
             ValueError: in training without targets, or if there is not one feature map a stride.
@@ -423,15 +456,14 @@ class GuidedAnchorRPN(RegionProposalNetwork):
             self._shape_loss(shape, squares, found)
             for shape, found in zip(predictions.shape, boxes, strict=True)
         ]
+        shape_loss = torch.cat(shapes).sum() / max(1, sum(map(len, shapes)))
         return {
             "loss_anchor_location": location_loss(predictions.location, torch.stack(locations)),
-            "loss_anchor_shape": SHAPE_WEIGHT
-            * torch.cat(shapes).sum()
-            / max(1, sum(map(len, shapes))),
+            "loss_anchor_shape": SHAPE_WEIGHT * shape_loss,
         }
 
     def _shape_loss(self, shape: Tensor, squares: Tensor, boxes: Tensor) -> Tensor:
-        """Losses of one picture's positive locations: those whose best anchor would match an object."""
+        """Losses of one picture's positive locations: those whose best shape matches an object."""
         if len(boxes) == 0:
             return shape[:0].sum(dim=1)
         matched = self.proposal_matcher(best_iou(boxes, squares))
@@ -442,7 +474,7 @@ class GuidedAnchorRPN(RegionProposalNetwork):
 
 
 def best_iou(boxes: Tensor, squares: Tensor) -> Tensor:
-    """The best IoU that a location can reach with an object by choice of its anchor's shape (section 3.4).
+    """The best IoU that a location can reach with an object by choice of shape (section 3.4).
 
     Args:
         boxes: objects, `n x 4`.
@@ -452,7 +484,7 @@ def best_iou(boxes: Tensor, squares: Tensor) -> Tensor:
         `n x locations`, the largest IoU over `APPROXIMATIONS`.
     """
     shapes = torch.tensor(APPROXIMATIONS, device=squares.device)
-    # One shape after the other: nine matrices of objects x locations at once would not fit at COCO's size.
+    # One shape after the other: nine matrices of objects x locations at once are too much for COCO.
     return reduce(torch.maximum, (box_iou(boxes, reshape_squares(squares, s)) for s in shapes))
 
 
