@@ -1,0 +1,112 @@
+"""The structural stage: which modules make up a detector, and how large its input is.
+
+An NNI model space over the parts of a detector library: first the choices, then the rules, then the
+wiring. `smnas.detectors.space.load_space` finds it; copy it to write one of your own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from smnas.detectors.components import (
+    BACKBONES,
+    HEADS,
+    NECKS,
+    PRETRAINED_BACKBONES,
+    RPNS,
+    check_list,
+    load_library,
+    map_side,
+)
+from smnas.detectors.space import DetectorSpace
+from smnas.errors import SpaceError
+
+SMALLEST_MAP = 3
+"""Cells on the shorter side of the coarsest map, at least (SM-NAS)."""
+
+
+class StructuralSpace(DetectorSpace):
+    """Backbone x neck x RPN x head x input size (Yao et al. 2020, SM-NAS, structural level).
+
+    Args:
+        num_classes: without background.
+        input_sizes: WIDTHxHEIGHT each; pictures are scaled to fit.
+        neck_ends: coarsest levels of the pyramid: 5, 6, and 7 for one-stage detectors only.
+        norm: `gn_ws`, `gn`, `bn` or `frozen_bn`.
+        pretrained: start backbones from ImageNet weights; wants a BatchNorm.
+        head_width: of the two fully connected layers of R-CNN heads.
+        library: `torchvision`, `detectron2`, or `auto`.
+
+    Raises:
+        SpaceError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 80,
+        input_sizes: Sequence[str] = ("512x512", "800x600", "1080x720", "1333x800"),
+        neck_ends: Sequence[int] = (5, 6),
+        norm: str = "gn_ws",
+        pretrained: bool = False,
+        head_width: int = 1024,
+        library: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check(input_sizes, neck_ends)
+        parts = load_library(library)
+
+        backbone = self.choice("backbone", PRETRAINED_BACKBONES if pretrained else BACKBONES)
+        neck = self.choice("neck", NECKS)
+        start = self.choice("neck_start", (2, 3))
+        end = self.choice("neck_end", neck_ends)
+        width = self.choice("neck_width", (64, 128, 256))
+        rpn = self.choice("rpn", RPNS)
+        head = self.choice("head", HEADS)
+        size = self.choice("input_size", input_sizes)
+
+        one_stage = rpn == "none"
+        self.rule(
+            "one-stage heads and no others go without an RPN",
+            one_stage == (head == "retinanet"),
+        )
+        self.rule(
+            "without a neck its levels and width are the first ones",
+            (neck != "none") | ((start == 2) & (end == neck_ends[0]) & (width == 64)),
+        )
+        if 7 in neck_ends:
+            self.rule("level 7 is for one-stage detectors", (end != 7) | one_stage)
+        for text in input_sizes:
+            for level in neck_ends:
+                if map_side(text, level) < SMALLEST_MAP:
+                    self.rule(
+                        f"{text} is too small for level {level}", (size != text) | (end != level)
+                    )
+
+        body = parts.MutableBackbone(backbone, norm=norm, pretrained=pretrained)
+        levels = parts.MutableNeck(
+            neck, body.stages, start=start, end=end, width=width, norm=norm, one_stage=one_stage
+        )
+        proposals = parts.MutableProposals(rpn, levels.stages, input_size=size, head=head)
+        heads = parts.MutableHead(
+            head,
+            levels.stages,
+            num_classes=num_classes,
+            input_size=size,
+            rpn=rpn,
+            width=head_width,
+            norm=norm,
+        )
+        self.detector = parts.Detector(body, levels, proposals, heads)
+
+
+def _check(input_sizes: Sequence[str], neck_ends: Sequence[int]) -> None:
+    check_list("input_sizes", input_sizes, "WIDTHxHEIGHT")
+    check_list("neck_ends", neck_ends, "levels from 5 to 7")
+    if not set(neck_ends) <= {5, 6, 7} or neck_ends[0] == 7:
+        raise SpaceError(f"neck_ends: wanted levels from 5 to 7, 7 not first, got {neck_ends!r}")
+    for text in input_sizes:
+        if map_side(text, neck_ends[0]) < SMALLEST_MAP:
+            raise SpaceError(
+                f"input_sizes: wanted a map of {SMALLEST_MAP}x{SMALLEST_MAP} cells on level"
+                f" {neck_ends[0]}, got {text!r}, which is too small for it"
+            )

@@ -1,0 +1,140 @@
+"""Backbones: torchvision's classifiers without their classifier, as pyramids of feature maps.
+
+The torchvision parts build them; necks are wired to the stages that they state. Imports torch and
+torchvision.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torchvision.models import MobileNetV2, ResNet, get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from smnas.detectors.components import (
+    BACKBONE_LEVELS,
+    BACKBONES,
+    PRETRAINED_BACKBONES,
+    Stage,
+    check_option,
+)
+from smnas.detectors.norms import NormLayer, norm_layer, standardize_weights
+from smnas.errors import SpaceError
+
+_BLOCKS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnext50": (3, 4, 6, 3),
+    "resnext101": (3, 4, 23, 3),
+}
+_RESNET_ENDS = {"layer1": 2, "layer2": 3, "layer3": 4, "layer4": 5}
+# The last block of each stride; the last of all is the 1x1 convolution that widens the map to 1280.
+_MOBILENET_ENDS = {"3": 2, "6": 3, "13": 4, "18": 5}
+_MOBILENET_CHANNELS = (24, 32, 96, 1280)
+
+_WEIGHTS = {"resnext50": "resnext50_32x4d"}
+"""torchvision's names where they are not ours."""
+
+
+class Backbone(nn.Module):
+    """A classifier's layers that gives the last map of each stride from 4 to 32.
+
+    Nothing is frozen, and residual branches start at full scale, as training from scratch wants it.
+
+    Args:
+        name: one of `BACKBONES`.
+        norm: one of `NORMS`.
+        pretrained: start from torchvision's ImageNet weights (its first version), downloaded once.
+
+    Attributes:
+        stages: channels and stride of each level, 2 to 5.
+
+    Raises:
+        SpaceError: unknown name or norm, or weights that do not exist for this backbone and norm.
+    """
+
+    def __init__(self, name: str, *, norm: str = "gn_ws", pretrained: bool = False) -> None:
+        super().__init__()
+        check_option("backbone", name, BACKBONES)
+        layer = norm_layer(norm)
+        if pretrained:
+            _check_pretrained(name, norm)
+        self.name = name
+        if name == "mobilenet_v2":
+            self.body: nn.Module = _mobilenet(layer, pretrained)
+            self._ends = _MOBILENET_ENDS
+        else:
+            self.body = _resnet(name, layer, pretrained)
+            self._ends = _RESNET_ENDS
+        standardize_weights(self.body, norm)
+        self.stages = {
+            level: Stage(channels, 2**level)
+            for level, channels in zip(BACKBONE_LEVELS, _channels(name), strict=True)
+        }
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        """Feature maps `n x channels x height / stride x width / stride`, by level.
+
+        Args:
+            images: `n x 3 x height x width`, normalised.
+        """
+        levels = {}
+        hidden = images
+        for name, layer in self.body.named_children():
+            hidden = layer(hidden)
+            if name in self._ends:
+                levels[self._ends[name]] = hidden
+        return levels
+
+
+def _check_pretrained(name: str, norm: str) -> None:
+    if norm not in ("bn", "frozen_bn"):
+        raise SpaceError(
+            f"pretrained: ImageNet weights want norm 'bn' or 'frozen_bn', got norm {norm!r}"
+        )
+    if name not in PRETRAINED_BACKBONES:
+        raise SpaceError(
+            f"pretrained: wanted one of {list(PRETRAINED_BACKBONES)}, which have ImageNet weights,"
+            f" got {name!r}"
+        )
+
+
+def _is_basic(name: str) -> bool:
+    return name in ("resnet18", "resnet34")
+
+
+def _channels(name: str) -> tuple[int, ...]:
+    if name == "mobilenet_v2":
+        return _MOBILENET_CHANNELS
+    expansion = BasicBlock.expansion if _is_basic(name) else Bottleneck.expansion
+    return tuple(width * expansion for width in (64, 128, 256, 512))
+
+
+def _resnet(name: str, layer: NormLayer, pretrained: bool) -> nn.Module:
+    groups, width = (32, 4) if name.startswith("resnext") else (1, 64)
+    model = ResNet(
+        BasicBlock if _is_basic(name) else Bottleneck,
+        list(_BLOCKS[name]),
+        groups=groups,
+        width_per_group=width,
+        norm_layer=layer,
+    )
+    if pretrained:
+        _load_imagenet(model, name)
+    layers = model.named_children()
+    return nn.Sequential(OrderedDict((n, m) for n, m in layers if n not in ("avgpool", "fc")))
+
+
+def _mobilenet(layer: NormLayer, pretrained: bool) -> nn.Module:
+    model = MobileNetV2(norm_layer=layer)
+    if pretrained:
+        _load_imagenet(model, "mobilenet_v2")
+    return model.features
+
+
+def _load_imagenet(model: nn.Module, name: str) -> None:
+    weights = get_model_weights(_WEIGHTS.get(name, name))["IMAGENET1K_V1"]
+    model.load_state_dict(weights.get_state_dict(progress=False, check_hash=True))
