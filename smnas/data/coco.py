@@ -150,7 +150,7 @@ class CocoDataset(Dataset[Example]):
             if entry["category_id"] not in self._labels:
                 raise DataError(
                     f"annotations: wanted a category of {self.category_ids}, got"
-                    f" {entry['category_id']} in annotation {entry['id']} of {self.part.annotations}"
+                    f" {entry['category_id']} in object {entry['id']} of {self.part.annotations}"
                 )
 
     def _pixels(self, image_id: int) -> tuple[Tensor, float]:
