@@ -1,3 +1,22 @@
-"""smnas: search whole object detectors for the Pareto front of latency against mAP."""
+"""smnas: search whole object detectors for the Pareto front of latency against mAP.
+
+Light: importing the package imports no torch, NNI or pymoo; `load_result` brings what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pymoo.core.result import Result
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_result"]
+
+
+def load_result(run: Path | str) -> Result:
+    """A run folder as a pymoo `Result`; see `smnas.report.result.load_result`."""
+    from smnas.report.result import load_result as load
+
+    return load(run)

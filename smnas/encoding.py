@@ -100,6 +100,11 @@ class Encoding:
         """The encoding of an NNI model space (or any other mutable)."""
         return cls(space.simplify())
 
+    @classmethod
+    def from_choices(cls, choices: Mapping[str, Sequence[Option]]) -> Encoding:
+        """An encoding without constraints from `{label: options}`, as journals and NNI files hold them."""
+        return cls({label: Categorical(list(o), label=label) for label, o in choices.items()})
+
     @property
     def n_options(self) -> np.ndarray:
         """`d` numbers of options."""

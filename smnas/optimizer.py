@@ -34,7 +34,6 @@ ALGORITHMS = {
     "nsga3": "pymoo.algorithms.moo.nsga3:NSGA3",
     "unsga3": "pymoo.algorithms.moo.unsga3:UNSGA3",
     "smsemoa": "pymoo.algorithms.moo.sms:SMSEMOA",
-    "spea2": "pymoo.algorithms.moo.spea2:SPEA2",
 }
 """Names for `algorithm`; `random` and any `package.module:Class` of pymoo's genetic algorithms work too."""
 
@@ -232,6 +231,8 @@ class Optimizer:
             raise ConfigError(f"algorithm {name}: {error}") from error
         # NSGA2 and its kin set their own termination whatever they are given; ours never ends a search
         algorithm.termination = NoTermination()
+        # what twenty matings have not found new, chance finds sooner
+        algorithm.mating.n_max_iterations = 20
         algorithm.setup(_IndexProblem(self.encoding, len(self.objectives.names)))
         return algorithm
 

@@ -7,9 +7,15 @@ imported by `optimizer` alone.
 from __future__ import annotations
 
 import numpy as np
+from pymoo.core.algorithm import Algorithm
+from pymoo.core.individual import Individual
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.core.result import Result
 from pymoo.indicators.hv import HV
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
+from smnas.encoding import Encoding
 from smnas.journal import Trial
 from smnas.objectives.vector import Objectives
 from smnas.records import Measured
@@ -62,3 +68,51 @@ def hypervolume_curve(trials: list[Trial], objectives: Objectives) -> list[float
             value = hypervolume(rows, objectives.reference_point)
         curve.append(value)
     return curve
+
+
+def result(stages: list[list[Trial]], objectives: Objectives, encoding: Encoding) -> Result:
+    """A pymoo `Result` from growing lists of finished trials, the last one being the whole run."""
+    individuals: dict[int, Individual] = {}
+    history = [_snapshot(trials, objectives, encoding, individuals) for trials in stages]
+    last = history[-1]
+    outcome = Result()
+    outcome.algorithm, outcome.history = last, history
+    outcome.pop, outcome.opt = last.pop, last.opt
+    outcome.X, outcome.F, outcome.CV, outcome.G = last.opt.get("X", "F", "CV", "G")
+    outcome.problem = last.problem
+    outcome.data = {
+        "objectives": objectives.names,
+        "choices": {choice.label: choice.options for choice in encoding.choices},
+    }
+    return outcome
+
+
+def _snapshot(
+    trials: list[Trial],
+    objectives: Objectives,
+    encoding: Encoding,
+    individuals: dict[int, Individual],
+) -> Algorithm:
+    kept, rows = measured(trials, objectives)
+    for trial, row in zip(kept, rows, strict=True):
+        if trial.candidate.id not in individuals:
+            individuals[trial.candidate.id] = _individual(trial, row, encoding)
+    algorithm = Algorithm()
+    algorithm.problem = Problem(
+        n_var=len(encoding.choices),
+        n_obj=len(objectives.names),
+        xl=np.zeros(len(encoding.choices)),
+        xu=encoding.n_options - 1,
+        vtype=int,
+    )
+    algorithm.pop = Population.create(*(individuals[t.candidate.id] for t in kept))
+    algorithm.opt = algorithm.pop[non_dominated(rows)]
+    algorithm.evaluator.n_eval = len(trials)
+    algorithm.n_iter = len(trials)
+    return algorithm
+
+
+def _individual(trial: Trial, row: np.ndarray, encoding: Encoding) -> Individual:
+    individual = Individual(X=encoding.index(trial.candidate.sample), F=row, G=np.zeros(0))
+    individual.set("id", trial.candidate.id)
+    return individual

@@ -1,0 +1,289 @@
+"""The command line: one small function a command. Nothing imports this module.
+
+Heavy libraries are imported inside the commands, so that `smnas --help` and `smnas front` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from smnas import __version__
+from smnas.errors import RunError, UserError
+
+app = typer.Typer(
+    help="Search object detectors for the Pareto front of latency against mAP.",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Generate, import and check data sets in COCO format.")
+app.add_typer(data_app, name="data")
+
+# typer carries its own copy of click from some version on: take the class from typer, whichever it is
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
+
+
+class Device(StrEnum):
+    """Where trials run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def main() -> NoReturn:
+    """Runs a command; exit status 0 done, 1 our fault, 2 the user's input is wrong, 130 interrupted."""
+    try:
+        status = app(standalone_mode=False)
+    except UserError as error:
+        status = _complain(str(error))
+    except _UsageError as error:
+        status = _complain(error.format_message())
+    except (KeyboardInterrupt, typer.Abort):
+        status = _complain("interrupted", 130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(message: str, status: int = 2) -> int:
+    print("smnas: " + " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def search(
+    config: Annotated[Path, typer.Argument(help="Experiment file.", metavar="CONFIG")],
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder; default runs/EXPERIMENT NAME.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Stop after this many trials.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Ask for nothing new after this many hours.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+) -> None:
+    """Search, or resume the search that RUN holds, and show the front."""
+    from smnas.display import SearchDisplay
+    from smnas.experiment import load_experiment
+    from smnas.search import Overrides
+    from smnas.search import search as run_search
+
+    if hours is not None and not hours > 0:
+        raise typer.BadParameter(f"--hours: wanted a number above 0, got {hours}")
+    experiment = load_experiment(config)
+    folder = run or Path("runs") / experiment.name
+    console = Console()
+    try:
+        with SearchDisplay(experiment.search.objective_vector(), console) as display:
+            overrides = Overrides(trials, hours, workers)
+            reason = run_search(experiment, folder, overrides, display, display.started)
+    except KeyboardInterrupt:
+        command = " ".join(["smnas", *sys.argv[1:]])
+        print(f"smnas: stopped; nothing finished is lost; resume with: {command}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _show_end(folder, reason, console)
+
+
+def _show_end(run: Path, reason: str, console: Console) -> None:
+    from smnas.journal import read
+    from smnas.report import plots, tables
+
+    words = {
+        "trials": "complete: all trials are done",
+        "hours": "stopped: the time is up; the same command goes on",
+        "exhausted": "complete: every legal sample has been tried",
+    }
+    history = read(run)
+    rows = tables.front_rows(history)
+    (run / "front.csv").write_text(tables.to_csv(rows))
+    pictures = plots.save_plots(history, run)
+    console.print(f"\nThe search in {run} is {words[reason]}.", highlight=False, soft_wrap=True)
+    if rows:
+        console.print(tables.front_table(history, rows))
+    else:
+        console.print("No trial could be measured; see the reasons in its journal.")
+    for path in (run / "front.csv", *pictures):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def front(
+    run: Run,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    under_ms: Annotated[
+        float | None, typer.Option(help="Leave out detectors with a higher latency.")
+    ] = None,
+) -> None:
+    """Print the Pareto set of a run, also while it is running."""
+    from smnas.journal import read
+    from smnas.report import tables
+
+    if as_json and as_csv:
+        raise UserError("front: wanted --json or --csv, got both")
+    history = read(run)
+    rows = tables.front_rows(history, under_ms)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    elif as_csv:
+        print(tables.to_csv(rows), end="")
+    elif rows:
+        Console().print(tables.front_table(history, rows))
+    else:
+        raise RunError(f"run {run}: no trial has been measured{_under(under_ms)} yet")
+
+
+def _under(under_ms: float | None) -> str:
+    return "" if under_ms is None else f" under {under_ms:g} ms"
+
+
+@app.command()
+def describe(
+    space: Annotated[
+        str, typer.Argument(help="package.module:Class, or an experiment file.", metavar="SPACE")
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print an NNI search-space file.")
+    ] = False,
+) -> None:
+    """Print a search space: choices, constraints, size, legal combinations."""
+    from smnas.encoding import Encoding
+    from smnas.spaces import open_space
+
+    encoding = Encoding.of(open_space(space))
+    if as_json:
+        print(json.dumps(encoding.nni_search_space(), indent=2))
+        return
+    text = encoding.describe()
+    for label, options in text["choices"].items():
+        kind = "ordinal" if label in text["ordinal"] else "nominal"
+        print(f"{label} ({kind}): {', '.join(map(str, options))}")
+    for label, expression in text["constraints"].items():
+        print(f"constraint {label}: {expression}")
+    legal = "too many to count" if text["legal"] is None else f"{text['legal']:,}"
+    print(f"{text['size']:,} combinations, {legal} legal")
+
+
+@app.command()
+def trial(
+    space: Annotated[
+        str, typer.Argument(help="package.module:Class, or an experiment file.", metavar="SPACE")
+    ],
+    data: Annotated[Path, typer.Option(help="Data set in COCO format.")],
+    sample: Annotated[
+        Path | None, typer.Option(help="JSON file of the sample.", envvar="SMNAS_SAMPLE")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the outcome.", envvar="SMNAS_TRIAL_DIR")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training pictures.")] = 6,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures in a step.")] = 4,
+    lr: Annotated[float, typer.Option(help="Peak learning rate at batch 4.")] = 0.02,
+    scale_jitter: Annotated[
+        tuple[float, float], typer.Option(help="Smallest and largest zoom; 1 1 for none.")
+    ] = (1.0, 1.0),
+    flip: Annotated[float, typer.Option(help="Probability of a horizontal flip.")] = 0.5,
+    search_split: Annotated[
+        float, typer.Option(help="Part of train that is held out to rank detectors.")
+    ] = 0.25,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="What is slower is not trained.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, envvar="SMNAS_SEED", help="Of the training.")] = 0,
+    device: Annotated[Device, typer.Option(help="Where to build and train.")] = Device.auto,
+    threads: Annotated[
+        int | None, typer.Option(min=1, envvar="SMNAS_THREADS", help="CPU threads of training.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 or amp; default amp on CUDA, else fp32.")
+    ] = None,
+) -> None:
+    """Build, time, train and evaluate one detector: what both runners start."""
+    from smnas.trial import Settings, run_from_command_line
+
+    settings = Settings(
+        space=space,
+        data=data,
+        epochs=epochs,
+        batch=batch,
+        lr=lr,
+        scale_jitter=None if scale_jitter == (1.0, 1.0) else scale_jitter,
+        flip=flip,
+        search_split=search_split,
+        max_latency_ms=max_latency_ms,
+        seed=seed,
+        device=device.value,
+        threads=threads,
+        precision=precision,
+    )
+    check_only = bool(os.environ.get("SMNAS_CHECK_ONLY"))
+    raise typer.Exit(run_from_command_line(settings, sample, out, check_only))
+
+
+@data_app.command()
+def digits(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    train: Annotated[int, typer.Option(min=1, help="Training pictures.")] = 400,
+    val: Annotated[int, typer.Option(min=1, help="Validation pictures.")] = 100,
+    size: Annotated[int, typer.Option(min=96, help="Side of the square pictures.")] = 192,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Generate the demo data: handwritten digits scattered over natural pictures."""
+    from smnas.data.digits import make_digits
+
+    make_digits(out, train=train, val=val, size=(size, size), seed=seed)
+    print(f"{train} training and {val} validation pictures in {out}")
+
+
+@data_app.command()
+def voc(
+    source: Annotated[Path, typer.Argument(help="Pascal VOC folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+) -> None:
+    """Import a Pascal VOC data set."""
+    from smnas.data.voc import import_voc
+
+    print(import_voc(source, out))
+
+
+@data_app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="Data set in COCO format.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Write cleaned annotations.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Validate a data set; exit status 2 if something fatal was found."""
+    from smnas.data.check import check_data
+
+    report = check_data(folder, repair=repair)
+    text: Any = json.dumps(report.to_json(), indent=1) if as_json else report
+    print(text)
+    raise typer.Exit(2 if report.fatal else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""What a search shows while it runs: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from smnas import pareto
+from smnas.journal import History, Told
+from smnas.objectives.vector import Objectives
+from smnas.records import Failed, Measured, Outcome
+from smnas.study import Limits
+from smnas.study import Progress as StudyProgress
+
+_LINES_SHOWN = 8
+
+
+class Standing:
+    """How a search stands: counts, best values, hypervolume, time left.
+
+    Args:
+        objectives: of the study.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, objectives: Objectives, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._objectives, self._clock = objectives, clock
+        self._rows = np.empty((0, len(objectives.names)))
+        self.done, self.failed, self._done_before = 0, 0, 0
+        self.limits = Limits()
+        self._started = clock()
+
+    def resume(self, history: History, limits: Limits) -> None:
+        """Takes over what a journal holds."""
+        self.limits = limits
+        for event in history.events:
+            if isinstance(event, Told):
+                self.add(event.outcome)
+        self._done_before, self._started = self.done, self._clock()
+
+    def add(self, outcome: Outcome) -> None:
+        self.done += 1
+        if isinstance(outcome, Failed) or self._objectives.missing(outcome.metrics):
+            self.failed += 1
+            return
+        rows = np.vstack([self._rows, self._objectives.minimised(outcome.metrics)])
+        self._rows = rows[pareto.non_dominated(rows)]
+
+    @property
+    def hypervolume(self) -> float:
+        return pareto.hypervolume(self._rows, self._objectives.reference_point)
+
+    @property
+    def best(self) -> dict[str, float]:
+        """Best value of each objective; empty before the first measured trial."""
+        return self._objectives.named(self._rows.min(axis=0)) if len(self._rows) else {}
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From the pace of this call; None before its first outcome or without a limit of trials."""
+        here = self.done - self._done_before
+        if self.limits.trials is None or not here:
+            return None
+        pace = (self._clock() - self._started) / here
+        return pace * max(0, self.limits.trials - self.done)
+
+    def text(self, running: int) -> str:
+        best = ", ".join(f"best {name} {value:.4g}" for name, value in self.best.items())
+        left = self.seconds_left
+        parts = [
+            f"{running} running",
+            f"{self.failed} failed",
+            best or "nothing measured yet",
+            f"hypervolume {self.hypervolume:.4g}",
+            "" if left is None else f"about {_duration(left)} left",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+class SearchDisplay:
+    """Observer of a study; use it as a context manager around the search.
+
+    Args:
+        objectives: of the study.
+        console: where to show it; on a terminal the display is live.
+    """
+
+    def __init__(self, objectives: Objectives, console: Console) -> None:
+        self._standing, self._console = Standing(objectives), console
+        self._objectives = objectives
+        self._lines: list[str] = []
+        self._running: dict[int, float] = {}
+        self._bar = Progress(
+            TextColumn("trials"), BarColumn(), MofNCompleteColumn(), console=console
+        )
+        self._task = self._bar.add_task("trials", total=None)
+        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._picture)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def started(self, history: History, limits: Limits) -> None:
+        """Called once, before the first trial."""
+        self._standing.resume(history, limits)
+        if self._standing.done:
+            self._say(f"resuming: {self._standing.done} trials are finished already")
+
+    def __call__(self, progress: StudyProgress) -> None:
+        now = time.monotonic()
+        began = {c.id: self._running.get(c.id, now) for c in progress.running}
+        if progress.finished:
+            candidate_id, outcome = progress.finished
+            self._standing.add(outcome)
+            seconds = now - self._running.get(candidate_id, now)
+            self._say(self._line(candidate_id, outcome, seconds, len(began)))
+        self._running = began
+
+    def _line(self, candidate_id: int, outcome: Outcome, seconds: float, running: int) -> str:
+        total = f"/{self._standing.limits.trials}" if self._standing.limits.trials else ""
+        head = f"[{self._standing.done}{total}] trial {candidate_id} ({_duration(seconds)}): "
+        line = head + describe_outcome(outcome, self._objectives)
+        # the live display shows the standing below its lines
+        return line if self._console.is_terminal else f"{line} | {self._standing.text(running)}"
+
+    def _say(self, line: str) -> None:
+        if self._console.is_terminal:
+            self._lines = [*self._lines, line][-_LINES_SHOWN:]
+        else:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _picture(self) -> Group:
+        self._bar.update(
+            self._task, total=self._standing.limits.trials, completed=self._standing.done
+        )
+        now = time.monotonic()
+        table = Table.grid(padding=(0, 1))
+        for line in self._lines:
+            table.add_row(line)
+        ids = ", ".join(f"{i} ({_duration(now - t)})" for i, t in self._running.items())
+        table.add_row(f"running: {ids or 'none'}")
+        table.add_row(self._standing.text(len(self._running)))
+        return Group(self._bar, table)
+
+
+def describe_outcome(outcome: Outcome, objectives: Objectives) -> str:
+    """One short line: the objectives' values, or why there are none."""
+    if isinstance(outcome, Measured):
+        names = [n for n in objectives.names if n in outcome.metrics]
+        return ", ".join(f"{name} {outcome.metrics[name]:.4g}" for name in names)
+    return f"failed, {outcome.reason}: {(outcome.detail.splitlines() or [''])[0]}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

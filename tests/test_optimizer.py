@@ -1,0 +1,288 @@
+"""The contract of every algorithm, across several generations, with failures, duplicates and a resume."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from nni.mutable import Categorical, ExpressionConstraint, MutableList
+from toy import toy_outcome, toy_outcome_with_failures
+
+from smnas import pareto
+from smnas.encoding import Encoding
+from smnas.errors import ConfigError, SpaceExhausted
+from smnas.objectives.vector import Objectives
+from smnas.optimizer import ALGORITHMS, IndexMutation, LegalRepair, Optimizer
+from smnas.records import Candidate, Failed, Measured, Outcome, Sample
+
+NAMES = [*ALGORITHMS, "random", "pymoo.algorithms.moo.nsga2:NSGA2"]
+POPULATION = 8
+
+
+def run(
+    optimizer: Optimizer,
+    trials: int,
+    outcome: Callable[[Sample], Outcome] = toy_outcome_with_failures,
+) -> list[Candidate]:
+    """One worker: ask, measure, tell."""
+    candidates = []
+    for _ in range(trials):
+        candidate = optimizer.ask()
+        assert candidate is not None
+        optimizer.tell(candidate.id, outcome(candidate.sample))
+        candidates.append(candidate)
+    return candidates
+
+
+@pytest.mark.parametrize("generational", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(
+    name: str, generational: bool, encoding: Encoding, objectives: Objectives
+) -> None:
+    """Six populations: legal, never twice, ids in order, the same again for the same seed."""
+
+    def fresh(seed: int) -> Optimizer:
+        return Optimizer(
+            encoding,
+            objectives,
+            algorithm=name,
+            population=POPULATION,
+            seed=seed,
+            generational=generational,
+        )
+
+    candidates = run(fresh(1), 6 * POPULATION)
+    assert [c.id for c in candidates] == list(range(6 * POPULATION))
+    assert len({c.identity for c in candidates}) == len(candidates)
+    assert all(encoding.is_legal(encoding.index(c.sample)) for c in candidates)
+    assert candidates == run(fresh(1), 6 * POPULATION)
+    assert candidates != run(fresh(2), 6 * POPULATION)
+
+
+@pytest.mark.parametrize("name", ["nsga2", "smsemoa"])
+def test_three_objectives(name: str, encoding: Encoding) -> None:
+    objectives = Objectives(
+        {"latency_ms": "minimize", "map": "maximize", "params_m": "minimize"},
+        {"latency_ms": 50, "map": 0, "params_m": 20},
+    )
+
+    def outcome(sample: Sample) -> Outcome:
+        both = toy_outcome(sample)
+        assert isinstance(both, Measured)
+        return Measured({**both.metrics, "params_m": float(sample["d3"]) + 1})
+
+    optimizer = Optimizer(encoding, objectives, algorithm=name, population=POPULATION)
+    assert len(run(optimizer, 5 * POPULATION, outcome)) == 5 * POPULATION
+
+
+def test_every_option_of_every_choice_is_proposed(
+    encoding: Encoding, objectives: Objectives
+) -> None:
+    candidates = run(Optimizer(encoding, objectives, population=POPULATION), 200)
+    for choice in encoding.choices:
+        assert {c.sample[choice.label] for c in candidates} == set(choice.options)
+
+
+def test_mating_beats_chance(encoding: Encoding, objectives: Objectives) -> None:
+    def volume(name: str, seed: int) -> float:
+        optimizer = Optimizer(
+            encoding, objectives, algorithm=name, population=POPULATION, seed=seed
+        )
+        rows = [
+            objectives.minimised(toy_outcome(c.sample).metrics)
+            for c in run(optimizer, 100, toy_outcome)
+        ]
+        return pareto.hypervolume(np.array(rows), objectives.reference_point)
+
+    gain = [volume("nsga2", seed) - volume("random", seed) for seed in range(10)]
+    assert statistics.median(gain) > 0
+
+
+def test_results_in_any_order_make_the_same_next_generation(
+    encoding: Encoding, objectives: Objectives
+) -> None:
+    def second_generation(order: Callable[[list], list]) -> list[Candidate | None]:
+        optimizer = Optimizer(encoding, objectives, population=POPULATION, generational=True)
+        first = [optimizer.ask() for _ in range(POPULATION)]
+        assert optimizer.ask() is None  # the generation is out
+        for candidate in order(first):
+            optimizer.tell(candidate.id, toy_outcome(candidate.sample))
+        return [optimizer.ask() for _ in range(POPULATION)]
+
+    assert second_generation(list) == second_generation(lambda cs: list(reversed(cs)))
+
+
+def test_a_worker_never_waits_in_steady_state(encoding: Encoding, objectives: Objectives) -> None:
+    """Thirty asks before the first result, then results out of order, always one more ask."""
+    optimizer = Optimizer(encoding, objectives, population=POPULATION)
+    out = [optimizer.ask() for _ in range(30)]
+    assert all(out) and optimizer.pending == list(range(30))
+    identities = [c.identity for c in out if c]
+    for candidate in reversed(out):
+        assert candidate is not None
+        optimizer.tell(candidate.id, toy_outcome(candidate.sample))
+        another = optimizer.ask()
+        assert another is not None
+        identities.append(another.identity)
+    assert len(set(identities)) == len(identities) == 60
+    assert optimizer.pending == list(range(30, 60))
+    assert len(optimizer.population_ids) == POPULATION
+
+
+def test_failures_never_stay_among_the_parents_of_a_full_population(
+    encoding: Encoding, objectives: Objectives
+) -> None:
+    optimizer = Optimizer(encoding, objectives, population=POPULATION, seed=3)
+    candidates = run(optimizer, 60)
+    deep = {c.id for c in candidates if c.sample["d0"] == 4}
+    assert deep, "the test needs some failures"
+    assert not deep & set(optimizer.population_ids)
+
+
+def test_a_search_in_which_everything_fails_goes_on(
+    encoding: Encoding, objectives: Objectives
+) -> None:
+    optimizer = Optimizer(encoding, objectives, population=4)
+    assert len(run(optimizer, 30, lambda sample: Failed("crash", "always"))) == 30
+
+
+def test_an_outcome_without_an_objective_counts_as_failed(
+    encoding: Encoding, objectives: Objectives
+) -> None:
+    def outcome(sample: Sample) -> Outcome:
+        return Measured({"latency_ms": 1.0}) if sample["kind"] == "a" else toy_outcome(sample)
+
+    optimizer = Optimizer(encoding, objectives, population=POPULATION)
+    candidates = run(optimizer, 60, outcome)
+    without = {c.id for c in candidates if c.sample["kind"] == "a"}
+    assert without and not without & set(optimizer.population_ids)
+
+
+def test_baselines_come_first_and_once(encoding: Encoding, objectives: Objectives) -> None:
+    flat = {"d0": 0, "d1": 0, "d2": 0, "d3": 0, "kind": "a"}
+    baselines = {"flat": flat, "again": flat, "high": {**flat, "d3": 4}}
+    optimizer = Optimizer(encoding, objectives, population=POPULATION, baselines=baselines)
+    candidates = run(optimizer, 30)
+    assert [c.origin for c in candidates[:3]] == ["baseline", "baseline", "random"]
+    assert [dict(c.sample) for c in candidates[:2]] == [flat, {**flat, "d3": 4}]
+    assert "mating" in {c.origin for c in candidates}
+
+
+def test_the_whole_space_is_searched_and_then_it_says_so(objectives: Objectives) -> None:
+    a, b = Categorical([0, 1, 2, 3], label="a"), Categorical(["x", "y", "z"], label="b")
+    space = MutableList([a, b, ExpressionConstraint((a != 3) | (b == "x"), label="r")])
+    optimizer = Optimizer(Encoding.of(space), objectives, population=4)
+    candidates = []
+    with pytest.raises(SpaceExhausted, match="all 10 legal samples"):
+        while True:
+            candidates += run(
+                optimizer,
+                1,
+                lambda s: Measured({"latency_ms": float(s["a"]), "map": 0.1 * (s["b"] == "x")}),
+            )
+    assert len(candidates) == 10
+
+
+@pytest.mark.parametrize("generational", [False, True])
+@pytest.mark.parametrize("cut", [3, POPULATION, 25])
+def test_replay_restores_the_optimiser_exactly(
+    cut: int, generational: bool, encoding: Encoding, objectives: Objectives
+) -> None:
+    def fresh() -> Optimizer:
+        return Optimizer(
+            encoding, objectives, population=POPULATION, seed=5, generational=generational
+        )
+
+    whole = run(fresh(), 40)
+    resumed = fresh()
+    for candidate in whole[:cut]:
+        resumed.replay(candidate)
+        resumed.tell(candidate.id, toy_outcome_with_failures(candidate.sample))
+    assert run(resumed, 40 - cut) == whole[cut:]
+
+
+def test_replay_follows_the_journal_where_a_proposal_differs(
+    encoding: Encoding, objectives: Objectives
+) -> None:
+    """As after an upgrade that changed what an algorithm draws: the journal's samples count."""
+    recorded = run(Optimizer(encoding, objectives, population=POPULATION, seed=1), 20)
+    other = Optimizer(encoding, objectives, population=POPULATION, seed=2)
+    for candidate in recorded:
+        other.replay(candidate)
+        other.tell(candidate.id, toy_outcome(candidate.sample))
+    following = run(other, 20)
+    assert [c.id for c in following] == list(range(20, 40))
+    assert not {c.identity for c in recorded} & {c.identity for c in following}
+
+
+def test_telling_twice_or_unasked_is_our_mistake(
+    encoding: Encoding, objectives: Objectives
+) -> None:
+    optimizer = Optimizer(encoding, objectives)
+    candidate = optimizer.ask()
+    assert candidate is not None
+    optimizer.tell(candidate.id, toy_outcome(candidate.sample))
+    with pytest.raises(ValueError, match="candidate 0 was told before"):
+        optimizer.tell(0, toy_outcome(candidate.sample))
+    with pytest.raises(ValueError, match="candidate 7 was never asked"):
+        optimizer.tell(7, toy_outcome(candidate.sample))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"algorithm": "nsga22"}, "no algorithm named 'nsga22'; did you mean 'nsga2'"),
+        ({"algorithm": "pymoo.nothing:X"}, "'pymoo.nothing:X' cannot be imported"),
+        ({"algorithm": "pymoo.core.problem:Problem"}, "wanted a pymoo GeneticAlgorithm"),
+        ({"algorithm_args": {"survial": 1}}, "no setting named 'survial'; did you mean 'survival'"),
+        ({"algorithm": "random", "algorithm_args": {"x": 1}}, "algorithm_args of random"),
+        ({"population": 1}, "population: wanted a whole number of at least 2, got 1"),
+        ({"population": 4.0}, "population: wanted a whole number of at least 2, got 4.0"),
+        ({"seed": -1}, "seed: wanted a whole number of at least 0, got -1"),
+        ({"baselines": {"mine": {"d0": 1}}}, "baselines: mine: sample: choice 'd1' is missing"),
+    ],
+)
+def test_wrong_settings_are_refused(
+    arguments: dict, message: str, encoding: Encoding, objectives: Objectives
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Optimizer(encoding, objectives, **arguments)
+
+
+def test_mutation_moves_ordinal_choices_to_neighbours_only(encoding: Encoding) -> None:
+    before = np.array([list(i) for i in itertools.islice(encoding.legal(), 0, None, 3)])
+    after = IndexMutation(encoding)._do(None, before, random_state=np.random.default_rng(0))
+    step = np.abs(after - before)
+    assert step[:, encoding.ordinal].max() == 1
+    assert step[:, ~encoding.ordinal].max() == 2
+    assert (after >= 0).all() and (after < encoding.n_options).all()
+    # each of d choices changes with probability 1/d
+    assert (step > 0).mean() == pytest.approx(1 / len(encoding.choices), abs=0.03)
+
+
+def test_repair_changes_only_what_a_constraint_mentions(encoding: Encoding) -> None:
+    illegal = encoding.index({"d0": 4, "d1": 1, "d2": 2, "d3": 3, "kind": "c"})
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mended = LegalRepair(encoding)._do(None, illegal[None], random_state=rng)[0]
+        assert encoding.is_legal(mended)
+        assert mended[1:4].tolist() == [1, 2, 3]
+
+
+def test_a_thousand_results_keep_asking_cheap(encoding: Encoding, objectives: Objectives) -> None:
+    """Counted in work, not in seconds: the population that is sorted does not grow."""
+    wide = Encoding.from_choices({f"x{i}": list(range(8)) for i in range(8)})
+    optimizer = Optimizer(wide, objectives, population=20)
+    rng = np.random.default_rng(0)
+    began = time.perf_counter()
+    run(
+        optimizer,
+        1000,
+        lambda s: Measured({"latency_ms": float(sum(s.values())), "map": float(rng.random())}),
+    )
+    print(f"{time.perf_counter() - began:.2f} ms an ask and tell")
+    assert len(optimizer.population_ids) == 20

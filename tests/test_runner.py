@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from smnas import runner as module
+from smnas.errors import RunError
+from smnas.records import Candidate, Failed, Measured, Outcome
+from smnas.runner import EmbeddedRunner, Worker, local_workers, read_outcome, write_outcome
+
+PROGRAM = """
+import json, os, sys, time
+from pathlib import Path
+from smnas.records import Candidate, Measured
+from smnas.runner import write_outcome
+
+sample = json.loads(Path(os.environ["SMNAS_SAMPLE"]).read_text())
+folder = Path(os.environ["SMNAS_TRIAL_DIR"])
+print("trial says", sample, flush=True)
+(folder / "pid").write_text(str(os.getpid()))
+if sample["do"] == "crash":
+    sys.exit(3)
+if sample["do"] == "killed":
+    os.kill(os.getpid(), 9)
+if sample["do"] == "sleep":
+    time.sleep(60)
+info = {k: v for k, v in os.environ.items() if "SMNAS" in k or k in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+write_outcome(folder, Candidate(0, "structural", sample), Measured({"map": 0.5}, info))
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    path = tmp_path / "program.py"
+    path.write_text(textwrap.dedent(PROGRAM))
+    return f"PYTHONPATH={Path(__file__).parents[1]} {sys.executable} {path}"
+
+
+def make(program: str, tmp_path: Path, workers: int = 1, limit: float | None = None) -> EmbeddedRunner:
+    return EmbeddedRunner(
+        program,
+        tmp_path,
+        tmp_path / "trials",
+        [Worker(threads=1) for _ in range(workers)],
+        seed=7,
+        time_limit=limit,
+    )
+
+
+def candidate(number: int, do: str) -> Candidate:
+    return Candidate(number, "structural", {"do": do, "n": number})
+
+
+def collect_all(runner: EmbeddedRunner) -> dict[int, Outcome]:
+    outcomes: dict[int, Outcome] = {}
+    while runner.running:
+        outcomes |= dict(runner.collect(timeout=5.0))
+    return outcomes
+
+
+def test_a_trial_gets_its_sample_seed_threads_and_folder(program: str, tmp_path: Path) -> None:
+    runner = make(program, tmp_path)
+    assert runner.free == 1
+    runner.submit(candidate(4, "well"))
+    assert runner.free == 0 and [c.id for c in runner.running] == [4]
+    outcome = collect_all(runner)[4]
+    assert isinstance(outcome, Measured) and outcome.metrics["map"] == 0.5
+    assert outcome.info["SMNAS_SEED"] == "7"
+    assert outcome.info["SMNAS_THREADS"] == outcome.info["OMP_NUM_THREADS"] == "1"
+    folder = tmp_path / "trials" / "4"
+    assert json.loads((folder / "sample.json").read_text()) == {"do": "well", "n": 4}
+    assert "trial says" in (folder / "log.txt").read_text()
+    assert runner.free == 1
+
+
+def test_failures_have_reasons_and_the_log_s_tail(program: str, tmp_path: Path) -> None:
+    runner = make(program, tmp_path, workers=2)
+    runner.submit(candidate(0, "crash"))
+    runner.submit(candidate(1, "killed"))
+    outcomes = collect_all(runner)
+    for number, words in ((0, "exit status 3 without an outcome"), (1, "killed by SIGKILL")):
+        outcome = outcomes[number]
+        assert isinstance(outcome, Failed) and outcome.reason == "crash"
+        assert words in outcome.detail and "trial says" in outcome.detail
+        assert read_outcome(tmp_path / "trials" / str(number), candidate(number, "x")) is None
+
+
+def test_a_trial_over_its_time_is_ended(program: str, tmp_path: Path) -> None:
+    runner = make(program, tmp_path, limit=3.0)
+    runner.submit(candidate(0, "sleep"))
+    outcome = collect_all(runner)[0]
+    assert isinstance(outcome, Failed) and outcome.reason == "timeout"
+    assert "longer than 3 s" in outcome.detail
+    wait_for_end(int((tmp_path / "trials" / "0" / "pid").read_text()))
+
+
+def test_cancel_kills_and_frees(program: str, tmp_path: Path) -> None:
+    runner = make(program, tmp_path)
+    runner.submit(candidate(0, "sleep"))
+    pid = wait_for(tmp_path / "trials" / "0" / "pid")
+    runner.cancel()
+    wait_for_end(pid)
+    assert runner.free == 1 and not runner.running
+    assert not (tmp_path / "trials" / "0" / "outcome.json").exists()
+
+
+def test_an_outcome_left_behind_is_taken_up_and_not_repeated(program: str, tmp_path: Path) -> None:
+    folder = tmp_path / "trials" / "0"
+    folder.mkdir(parents=True)
+    write_outcome(folder, candidate(0, "well"), Measured({"map": 0.125}))
+    runner = make(program, tmp_path)
+    runner.submit(candidate(0, "well"))
+    assert collect_all(runner)[0] == Measured({"map": 0.125})
+    assert not (folder / "log.txt").exists()
+
+
+def test_another_sample_s_or_a_broken_outcome_is_not_taken(program: str, tmp_path: Path) -> None:
+    folder = tmp_path / "trials" / "0"
+    folder.mkdir(parents=True)
+    write_outcome(folder, candidate(0, "other"), Measured({"map": 0.125}))
+    assert read_outcome(folder, candidate(0, "well")) is None
+    (folder / "outcome.json").write_text("{")
+    assert read_outcome(folder, candidate(0, "well")) is None
+    runner = make(program, tmp_path)
+    runner.submit(candidate(0, "well"))
+    assert collect_all(runner)[0].metrics == {"map": 0.5}
+
+
+def test_a_folder_that_cannot_be_written(program: str, tmp_path: Path) -> None:
+    (tmp_path / "trials").write_text("a file")
+    runner = make(program, tmp_path)
+    with pytest.raises(RunError, match="cannot start a trial"):
+        runner.submit(candidate(0, "well"))
+    assert runner.free == 1
+
+
+def test_workers_share_the_cores_and_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert local_workers(2) == [Worker(None, 4), Worker(None, 4)]
+    assert local_workers(16)[0].threads == 1
+    assert [w.gpu for w in local_workers(3, ["0", "5"])] == ["0", "5", "0"]
+    assert module.trial_environment(Worker("5", 2))["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+def test_visible_gpus_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert module.visible_gpus() == ["2", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert module.visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+    def listing(*args: object, **kwargs: object) -> subprocess.CompletedProcess:
+        return subprocess.CompletedProcess([], 0, "GPU 0: A (UUID: x)\nGPU 1: B (UUID: y)\n")
+
+    monkeypatch.setattr(subprocess, "run", listing)
+    assert module.visible_gpus() == ["0", "1"]
+
+    def nothing(*args: object, **kwargs: object) -> None:
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(subprocess, "run", nothing)
+    assert module.visible_gpus() == []
+
+
+def wait_for(path: Path) -> int:
+    while not (path.exists() and path.read_text()):
+        time.sleep(0.01)
+    return int(path.read_text())
+
+
+def wait_for_end(pid: int) -> None:
+    """Hangs, and so fails, if the process sleeps on for its minute: it must not take that long."""
+    began = time.monotonic()
+    while is_alive(pid):
+        assert time.monotonic() - began < 30
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return status != "Z"
