@@ -1,0 +1,1 @@
+"""What a search optimises: directions (`vector`, without torch), latency and cost of a detector."""
