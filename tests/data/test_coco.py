@@ -1,4 +1,4 @@
-"""Pictures and boxes as tensors: exact pixels, exact boxes, torchvision's own resize as the judge."""
+"""Pictures and boxes as tensors: exact pixels and boxes, torchvision's own resize as the judge."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from smnas.errors import DataError
 SIZE = (40, 30)
 
 
-def box(key: int, image_id: int, category_id: int, bbox: list[float], **more: Any) -> dict[str, Any]:
+def box(
+    key: int, image_id: int, category_id: int, bbox: list[float], **more: Any
+) -> dict[str, Any]:
     return {"id": key, "image_id": image_id, "category_id": category_id, "bbox": bbox} | more
 
 

@@ -59,7 +59,9 @@ def test_file_instead_of_folder(tmp_path: Path) -> None:
 
 
 def test_no_annotations(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"wanted annotations/instances_train\*.json in .* got none"):
+    with pytest.raises(
+        DataError, match=r"wanted annotations/instances_train\*.json in .* got none"
+    ):
         DataFolder.open(tmp_path)
 
 
@@ -161,7 +163,9 @@ def test_new_folder_overwrites_nothing(tmp_path: Path) -> None:
 
 def test_new_folder_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot make the folder"), new_folder(tmp_path / "file/out"):
+    with pytest.raises(DataError, match="cannot make the folder"), new_folder(
+        tmp_path / "file/out"
+    ):
         pass
 
 

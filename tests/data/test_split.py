@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -30,8 +31,8 @@ def test_neither_part_is_empty_from_two_ids_on(image_ids: list[int], fraction: f
 
 
 @given(ids, st.randoms(use_true_random=False))
-def test_order_does_not_matter(image_ids: list[int], random) -> None:  # type: ignore[no-untyped-def]
-    shuffled = random.sample(image_ids, len(image_ids))
+def test_order_does_not_matter(image_ids: list[int], rng: Random) -> None:
+    shuffled = rng.sample(image_ids, len(image_ids))
     assert split_ids(shuffled) == split_ids(image_ids)
 
 
