@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -261,6 +262,14 @@ def test_untrained_head_predicts_squares_at_the_prior() -> None:
     assert predictions.shape.abs().max() < 0.05
 
 
+def test_untrained_feature_adaption_is_a_plain_convolution() -> None:
+    head = ga.GuidedAnchorHead(8)
+    assert not head.offset.weight.any() and head.offset.bias is None
+    features = torch.randn(1, 8, 6, 5)
+    plain = nn.functional.conv2d(features, head.adaption.weight, padding=1)
+    assert torch.allclose(head.adaption(features, torch.zeros(1, 72, 6, 5)), plain, atol=1e-5)
+
+
 # The network
 
 
@@ -297,11 +306,15 @@ def test_shape_branch_learns_from_the_shape_loss_only() -> None:
 
 def test_shape_loss_closed_form() -> None:
     # One location with a square of 32 under an object of 64: both sides are half of what is right.
+    # The loss is a mean over the positive locations of all pictures, so a second picture that is
+    # the same changes nothing, and one without objects neither.
     rpn = make_rpn((32,), base_scale=1)
     nn.init.zeros_(rpn.head.shape.weight)
     objects = torch.tensor([[-32.0, -32, 32, 32]])
-    _, losses = rpn(make_images((32, 32)), make_features((32, 32), (32,)), targets(objects))
-    assert losses["loss_anchor_shape"].item() == pytest.approx(0.1 * 2 * (0.5 - 0.2 / 2))
+    for pictures in ([objects], [objects, objects], [NO_OBJECTS, objects]):
+        features = make_features((32, 32), (32,), images=len(pictures))
+        _, losses = rpn(make_images(*[(32, 32)] * len(pictures)), features, targets(*pictures))
+        assert losses["loss_anchor_shape"].item() == pytest.approx(0.1 * 2 * (0.5 - 0.2 / 2))
 
 
 def test_pictures_without_objects_train() -> None:
@@ -363,6 +376,23 @@ def test_unlikely_locations_give_no_proposals() -> None:
     assert proposed(spread_rpn(top=2), [6, 12]) == {6, 12}
 
 
+@pytest.mark.parametrize(("probability", "given"), [(0.011, {1, 2, 3}), (0.009, {1, 2})])
+def test_location_filter_is_at_one_percent(probability: float, given: set[int]) -> None:
+    rpn = spread_rpn(top=2)
+    images, features = make_images((64, 64)), torch.zeros(1, 8, 4, 4)
+    features[0, 0, 0] = torch.tensor([0.0, 12, 12, 10 + math.log(probability / (1 - probability))])
+    likely = rpn._likely(rpn.head([features]).location)
+    assert set(likely[0].nonzero().flatten().tolist()) == given
+    assert len(rpn(images, {0: features})[0][0]) == 2
+
+
+def test_unlikely_locations_do_not_take_the_place_of_what_nms_removes() -> None:
+    rpn = spread_rpn(top=2)
+    rpn.anchor_generator.base_scale = 2  # neighbours overlap by a third
+    rpn.nms_thresh = 0.3
+    assert len(proposed(rpn, [5, 6])) == 1
+
+
 def test_location_filter_leaves_as_many_locations_as_proposals_are_wanted() -> None:
     assert proposed(spread_rpn(top=1), []) != set()
     assert proposed(spread_rpn(top=16), [6, 12]) == set(range(16))
@@ -377,6 +407,22 @@ def test_score_threshold_is_kept() -> None:
 def test_training_wants_targets() -> None:
     with pytest.raises(ValueError, match="targets"):
         make_rpn()(make_images((64, 64)), make_features((64, 64)))
+
+
+def test_traced_network_gives_the_same_proposals_for_other_features() -> None:
+    rpn = make_rpn().eval().requires_grad_(False)
+    nn.init.normal_(rpn.head.offset.weight)
+    images, features = make_images((64, 64)), make_features((64, 64))
+
+    def propose(fine: Tensor, coarse: Tensor) -> Tensor:
+        boxes: Tensor = rpn(images, {"8": fine, "16": coarse})[0][0]
+        return boxes
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sizes become constants, as they should
+        traced = torch.jit.trace(propose, tuple(features.values()))
+        other = [2 - level for level in features.values()]
+        assert torch.equal(traced(*other), propose(*other))
 
 
 def test_same_seed_same_losses_and_proposals() -> None:
