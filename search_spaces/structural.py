@@ -53,6 +53,8 @@ class StructuralSpace(DetectorSpace):
     ) -> None:
         super().__init__()
         _check(input_sizes, neck_ends)
+        if norm == "frozen_bn" and not pretrained:
+            raise SpaceError("norm: 'frozen_bn' wants pretrained weights, got pretrained: false")
         parts = load_library(library)
 
         backbone = self.choice("backbone", PRETRAINED_BACKBONES if pretrained else BACKBONES)

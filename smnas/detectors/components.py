@@ -83,7 +83,7 @@ def check_list(part: str, options: Sequence[Option], wanted: str) -> None:
     Raises:
         SpaceError: naming the part.
     """
-    if isinstance(options, str) or not options or len(set(options)) < len(options):
+    if not isinstance(options, list | tuple) or not options or len(set(options)) < len(options):
         raise SpaceError(f"{part}: wanted a list of different {wanted}, got {options!r}")
 
 

@@ -81,8 +81,8 @@ class WeightStandardizedConv2d(nn.Conv2d):
 
     Takes `nn.Conv2d`'s arguments and has its state dict. In eval mode and without gradients the
     standardised weight is kept until the parameter changes: to standardise the filters anew would
-    take most of a small picture's time. A change through `weight.data` goes unseen until the next
-    call of `train()` or `eval()`.
+    take most of a small picture's time. Only a change through `weight.data` goes unseen, until
+    `train()` or `eval()` is called.
     """
 
     _kept: _Standardized | None = None
@@ -92,10 +92,13 @@ class WeightStandardizedConv2d(nn.Conv2d):
 
     def standardized_weight(self) -> Tensor:
         """The weight that convolves: `weight`, its mean taken away, divided by its deviation."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        # A graph being captured must not depend on what is kept; tensors made in inference mode do
+        # not count their changes.
+        if torch.compiler.is_compiling() or self.weight.is_inference():
             return self._standardize()
-        if self.weight.is_inference():
-            # Tensors made in inference mode do not count their changes.
+        if self.training or torch.is_grad_enabled():
+            # Fused optimisers do not count their changes either, but they need a backward pass.
+            self._kept = None
             return self._standardize()
         if self._kept is None or not self._kept.is_of(self.weight):
             source = self.weight.detach()

@@ -22,6 +22,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 from smnas.detectors.backbones import Backbone
 from smnas.detectors.cascade import (
@@ -139,7 +140,7 @@ class Head(nn.Module):
         self.num_classes = num_classes
         self.input_size = input_size
         if kind == "retinanet":
-            self.anchors = _anchors(stages, input_size, one_stage=True)
+            self.anchors = _Anchors(stages, input_size, one_stage=True)
             self.module: nn.Module = _retinanet_head(stages, self.anchors, num_classes, norm)
         else:
             values = training_values(input_size, rpn, kind)
@@ -264,9 +265,29 @@ class _Predictor(FastRCNNPredictor):
         return scores.float(), deltas.float()
 
 
-def _anchors(stages: Stages, input_size: str, *, one_stage: bool) -> AnchorGenerator:
-    sizes = anchor_sizes(stages, input_size, one_stage=one_stage)
-    return AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))
+# torchvision infers strides from the sizes of pictures and maps, and keeps those of its first batch
+# for all RoIs: a narrow first picture, mostly padding, misplaces them for good. Ours are stated.
+
+
+class _Anchors(AnchorGenerator):
+    def __init__(self, stages: Stages, input_size: str, *, one_stage: bool) -> None:
+        sizes = anchor_sizes(stages, input_size, one_stage=one_stage)
+        super().__init__(sizes, (ASPECT_RATIOS,) * len(sizes))
+        self.strides = [[stage.stride, stage.stride] for stage in stages.values()]
+
+    def grid_anchors(
+        self, grid_sizes: list[list[int]], strides: list[list[Tensor]]
+    ) -> list[Tensor]:
+        return super().grid_anchors(grid_sizes, self.strides)
+
+
+class _RoIPool(MultiScaleRoIAlign):
+    def __init__(self, stages: Stages, input_size: str) -> None:
+        levels = [level for level in stages if level <= TOP_LEVEL]
+        super().__init__(levels, ROI_SIZE, sampling_ratio=2)
+        canonical = round(CANONICAL_ROI * anchor_share(input_size))
+        self.scales = [1 / stages[level].stride for level in levels]
+        self.map_levels = initLevelMapper(levels[0], levels[-1], canonical_scale=canonical)
 
 
 def _width(stages: Stages) -> int:
@@ -274,7 +295,7 @@ def _width(stages: Stages) -> int:
 
 
 def _rpn(stages: Stages, input_size: str, values: TrainingValues) -> RegionProposalNetwork:
-    anchors = _anchors(stages, input_size, one_stage=False)
+    anchors = _Anchors(stages, input_size, one_stage=False)
     return RegionProposalNetwork(
         anchors,
         _RPNHead(_width(stages), anchors.num_anchors_per_location()[0]),
@@ -317,12 +338,7 @@ def _retinanet_head(
 def _roi_heads(
     stages: Stages, input_size: str, num_classes: int, width: int, values: TrainingValues
 ) -> nn.Module:
-    pool = MultiScaleRoIAlign(
-        [level for level in stages if level <= TOP_LEVEL],
-        ROI_SIZE,
-        sampling_ratio=2,
-        canonical_scale=round(CANONICAL_ROI * anchor_share(input_size)),
-    )
+    pool = _RoIPool(stages, input_size)
     channels = _width(stages) * ROI_SIZE**2
     if len(values.iou_thresholds) == 1:
         return _rcnn_heads(pool, channels, num_classes, width, values)
