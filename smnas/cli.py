@@ -221,6 +221,8 @@ def trial(
     precision: Annotated[
         str | None, typer.Option(help="fp32 or amp; default amp on CUDA, else fp32.")
     ] = None,
+    checkpoint: Annotated[bool, typer.Option(help="Keep the trained weights.")] = True,
+    loader_workers: Annotated[int, typer.Option(min=0, help="Loading processes, on CUDA.")] = 4,
 ) -> None:
     """Build, time, train and evaluate one detector: what both runners start."""
     from smnas.trial import Settings, run_from_command_line
@@ -239,6 +241,8 @@ def trial(
         device=device.value,
         threads=threads,
         precision=precision,
+        checkpoint=checkpoint,
+        loader_workers=loader_workers,
     )
     check_only = bool(os.environ.get("SMNAS_CHECK_ONLY"))
     raise typer.Exit(run_from_command_line(settings, sample, out, check_only))

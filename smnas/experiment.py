@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 import shlex
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,7 +256,9 @@ def _plain(key: Any) -> str:
 
 
 def _nni_reason(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)) or type(error).__name__
+    """What NNI says; where it asserts without a word, the line that it asserts."""
+    line = traceback.extract_tb(error.__traceback__)[-1].line
+    return re.sub(r"\s+", " ", str(error)) or f"{type(error).__name__}: {line}"
 
 
 def _seconds(duration: str | int | None) -> float | None:

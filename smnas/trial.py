@@ -11,21 +11,21 @@ import json
 import os
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import nni
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Sampler
 
-from smnas import machine
 from smnas.data.coco import CocoDataset, DataFolder, collate
 from smnas.data.split import split_ids
-from smnas.encoding import Encoding
-from smnas.errors import ConfigError, DataError, SpaceError, TrialFailure
+from smnas.detectors.components import parse_input_size
+from smnas.errors import ConfigError, DataError, TrialFailure, UserError
 from smnas.objectives.cost import measure_cost, peak_memory_mb
 from smnas.objectives.latency import Latency, measure_latency
 from smnas.quiet import QuietDevice
@@ -33,7 +33,7 @@ from smnas.records import Candidate, Failed, Measured, Outcome, Sample
 from smnas.runner import write_outcome
 from smnas.spaces import open_space
 from smnas.training.evaluation import evaluate
-from smnas.training.loop import EpochStats, epoch_order, train
+from smnas.training.loop import EpochStats, epoch_batches, train
 from smnas.training.recipe import Recipe
 
 
@@ -56,6 +56,7 @@ class Settings:
         threads: CPU threads of training; None for torch's own default.
         precision: `fp32` or `amp`; None for `amp` on CUDA, `fp32` elsewhere.
         checkpoint: keep the trained weights in the trial's folder.
+        loader_workers: processes that load pictures, on CUDA; a CPU loads in the trial's own process.
     """
 
     space: str
@@ -72,6 +73,7 @@ class Settings:
     threads: int | None = None
     precision: str | None = None
     checkpoint: bool = True
+    loader_workers: int = 4
 
     def __post_init__(self) -> None:
         if self.precision not in (None, "fp32", "amp"):
@@ -118,13 +120,19 @@ class Reporter(Protocol):
     def end(self, outcome: Outcome) -> None: ...
 
 
-def run_trial(settings: Settings, sample: Sample, report: Callable[[dict[str, Any]], None]) -> Outcome:
+def run_trial(
+    settings: Settings,
+    sample: Sample,
+    report: Callable[[dict[str, Any]], None],
+    folder: Path | None = None,
+) -> Outcome:
     """Measures one sample.
 
     Args:
         settings: of the trial.
         sample: of the space.
         report: called after each epoch with its number, loss and metrics.
+        folder: where the trained weights are kept; None keeps none.
 
     Returns:
         `Measured` with `map`, `ap50`, `ap75`, `ap_small/medium/large`, `latency_ms` with its spread and count,
@@ -141,19 +149,23 @@ def run_trial(settings: Settings, sample: Sample, report: Callable[[dict[str, An
     try:
         training, held_out = open_data(settings)
         detector = build(settings, sample, training.num_classes).to(device)
-        training = training.view(training.image_ids, detector.input_size)
-        held_out = held_out.view(held_out.image_ids, detector.input_size)
-        measured |= measure_cost(detector, detector.input_size).to_metrics()
+        size = parse_input_size(detector.input_size)
+        training = training.view(training.image_ids, size)
+        held_out = held_out.view(held_out.image_ids, size)
+        measured |= measure_cost(detector, size).to_metrics()
         quiet = QuietDevice(str(device))
-        latency = _latency(detector, settings, quiet)
+        latency = _latency(detector, size, settings, quiet)
         measured |= latency.to_metrics()
         _check_bound(latency, settings)
-        info = _fit(detector, training, held_out, settings, quiet, report, measured)
+        metrics, info = _fit(detector, training, held_out, settings, quiet, report)
+        measured |= metrics
     except TrialFailure as failure:
         return Failed(failure.reason, failure.detail, measured)
     except torch.OutOfMemoryError as error:
         return Failed("out_of_memory", str(error), measured)
     measured["peak_memory_mb"] = peak_memory_mb(device)
+    if folder is not None and settings.checkpoint:
+        torch.save(detector.state_dict(), folder / "checkpoint.pt")
     return Measured(measured, info | {"latency": latency.to_json(), "device": latency.device})
 
 
@@ -173,7 +185,6 @@ def open_data(settings: Settings) -> tuple[CocoDataset, CocoDataset]:
 def build(settings: Settings, sample: Sample, num_classes: int) -> nn.Module:
     """The detector of a sample, plain and with fresh weights."""
     space = open_space(settings.space, num_classes=num_classes)
-    Encoding.of(space).check(sample)
     return space.freeze(dict(sample))
 
 
@@ -194,10 +205,12 @@ def check_settings(settings: Settings) -> None:
     open_space(settings.space, num_classes=training.num_classes)
 
 
-def _latency(detector: nn.Module, settings: Settings, quiet: QuietDevice) -> Latency:
+def _latency(
+    detector: nn.Module, size: tuple[int, int], settings: Settings, quiet: QuietDevice
+) -> Latency:
     return measure_latency(
         detector,
-        detector.input_size,
+        size,
         device=settings.torch_device,
         quiet=quiet,
         precision="amp" if settings.amp else "fp32",
@@ -221,27 +234,22 @@ def _fit(
     settings: Settings,
     quiet: QuietDevice,
     report: Callable[[dict[str, Any]], None],
-    measured: dict[str, float],
-) -> dict[str, Any]:
-    """Trains and evaluates after each epoch; adds to `measured` and returns what else is worth keeping."""
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Trains, evaluating after each epoch; returns the last metrics and what else is worth keeping."""
     device, generator = settings.torch_device, torch.Generator().manual_seed(settings.seed)
+    loader = _loader(training, settings, generator)
     curve: list[dict[str, Any]] = []
-    started = time.monotonic()
-
-    def batches(epoch: int) -> Iterator[tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]]:
-        for chosen in epoch_order(len(training), generator).split(settings.batch):
-            yield collate([training[i] for i in chosen.tolist()])
 
     def after_epoch(epoch: int, stats: EpochStats) -> None:
         metrics = evaluate(
             detector, held_out, device=device, batch=settings.batch, quiet=quiet, amp=settings.amp
         )
-        curve.append({"epoch": epoch, "loss": stats.loss, **metrics})
+        curve.append({"epoch": epoch + 1, "loss": stats.loss, **metrics})
         report(curve[-1])
 
     stats = train(
         detector,
-        batches,
+        lambda epoch: loader,
         settings.recipe,
         device=device,
         generator=generator,
@@ -250,6 +258,148 @@ def _fit(
         amp=settings.amp,
         channels_last=device.type == "cuda",
     )
-    measured |= {k: v for k, v in curve[-1].items() if k not in ("epoch", "loss")}
-    measured["train_seconds"] = stats.seconds
-    return {"curve": curve, "trial_seconds": time.monotonic() - started}
+    last = {name: value for name, value in curve[-1].items() if name not in ("epoch", "loss")}
+    info = {"curve": curve, "batch_parts": stats.parts, "recipe": settings.recipe.describe()}
+    return last | {"train_seconds": stats.seconds}, info
+
+
+def _loader(dataset: CocoDataset, settings: Settings, generator: torch.Generator) -> DataLoader:
+    # on a CPU the processes that would load are the ones that should train
+    workers = 0 if settings.torch_device.type == "cpu" else settings.loader_workers
+    return DataLoader(
+        dataset,
+        batch_sampler=_Shuffled(len(dataset), settings.batch, generator),
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        # its own, so that starting an epoch draws nothing from the trial's generators
+        generator=torch.Generator().manual_seed(settings.seed),
+    )
+
+
+class _Shuffled(Sampler[list[int]]):
+    """Batches of indices, in a new order each epoch."""
+
+    def __init__(self, length: int, batch: int, generator: torch.Generator) -> None:
+        self._length, self._batch, self._generator = length, batch, generator
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(epoch_batches(self._length, self._batch, self._generator))
+
+    def __len__(self) -> int:
+        return -(-self._length // self._batch)
+
+
+# -- the program ----------------------------------------------------------------------------------
+
+
+class FolderReporter:
+    """Writes a trial's results into its folder: `curve.jsonl` as it goes, `outcome.json` at the end.
+
+    Args:
+        folder: of the trial; made if it is not there.
+        sample: of the trial.
+    """
+
+    def __init__(self, folder: Path, sample: Sample) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._candidate = folder, Candidate(0, "trial", sample)
+        self._curve = folder / "curve.jsonl"
+        self._curve.unlink(missing_ok=True)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        print(" ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)
+        with self._curve.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def end(self, outcome: Outcome) -> None:
+        write_outcome(self._folder, self._candidate, outcome)
+
+
+class NniReporter:
+    """Sends a trial's results to NNI's manager, which draws `default` (mAP) and keeps the rest.
+
+    A failure reports no final result: the program's exit status tells NNI that the trial failed.
+    """
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        nni.report_intermediate_result({"default": record["map"], **record})
+
+    def end(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Measured):
+            nni.report_final_result({"default": outcome.metrics["map"], **outcome.metrics})
+
+
+def run_from_command_line(
+    settings: Settings, sample_file: Path | None, folder: Path | None, check_only: bool
+) -> int:
+    """What `smnas trial` does; returns its exit status: 0 measured, 1 failed.
+
+    Args:
+        settings: from the options.
+        sample_file: JSON of the sample; None under NNI, which hands it over itself.
+        folder: where the outcome goes; None prints it.
+        check_only: look at settings, space and data, and stop.
+
+    Raises:
+        UserError: the settings, the sample or the data are wrong.
+    """
+    _end_with_parent()
+    if check_only:
+        check_settings(settings)
+        return 0
+    under_nni = sample_file is None and "NNI_TRIAL_JOB_ID" in os.environ
+    sample = nni.get_next_parameter() if under_nni else _read_sample(sample_file)
+    reporters: list[Reporter] = [NniReporter()] if under_nni else []
+    if folder is not None:
+        reporters.append(FolderReporter(folder, sample))
+    outcome = _guarded(settings, sample, reporters, folder)
+    print(json.dumps(outcome.to_json()), flush=True)
+    for reporter in reporters:
+        reporter.end(outcome)
+    return 0 if isinstance(outcome, Measured) else 1
+
+
+def _guarded(
+    settings: Settings, sample: Sample, reporters: list[Reporter], folder: Path | None
+) -> Outcome:
+    """The trial's outcome; an error that nobody foresaw becomes one too, with its traceback."""
+
+    def report(record: dict[str, Any]) -> None:
+        for reporter in reporters:
+            reporter.epoch(record)
+
+    try:
+        return run_trial(settings, sample, report, folder)
+    except UserError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        return Failed("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()[-2000:]}")
+
+
+def _read_sample(path: Path | None) -> Sample:
+    if path is None:
+        raise ConfigError("trial: wanted --sample FILE with the sample to measure, got none")
+    try:
+        sample = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--sample {path}: wanted a JSON file: {error}") from error
+    if not isinstance(sample, dict):
+        raise ConfigError(f"--sample {path}: wanted a JSON object, got {sample!r:.60}")
+    return sample
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the search that started it ends, however that happens.
+
+    The embedded runner holds the other end of standard input; it closes when the runner's process dies.
+    """
+    if not os.environ.get("SMNAS_WATCH_STDIN"):
+        return
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(3)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smnas.errors import ConfigError
+from smnas.experiment import SearchSettings, load_experiment
+
+GOOD = {
+    "experimentName": "mine",
+    "searchSpace": {"x": {"_type": "choice", "_value": [1, 2]}},
+    "trialCommand": "smnas trial mine.yml --data x",
+    "trialConcurrency": 2,
+    "maxTrialNumber": 10,
+    "maxExperimentDuration": "2h",
+    "maxTrialDuration": "30m",
+    "trainingService": {"platform": "local"},
+    "tuner": {
+        "className": "smnas.tuner.ParetoTuner",
+        "classArgs": {"space": "a.b:C", "reference_point": {"latency_ms": 100}, "seed": 3},
+    },
+}
+
+
+def write(tmp_path: Path, **changes: object) -> Path:
+    path = tmp_path / "mine.yml"
+    content = {**GOOD, **changes}
+    path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+    return path
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    experiment = load_experiment(write(tmp_path))
+    assert experiment.name == "mine" and experiment.workers == 2 and experiment.max_trials == 10
+    assert experiment.max_hours == 2.0 and experiment.trial_seconds == 1800.0
+    assert experiment.directory == tmp_path
+    assert experiment.search.space == "a.b:C" and experiment.search.seed == 3
+    objectives = experiment.search.objective_vector()
+    assert dict(objectives.directions) == {"latency_ms": "minimize", "map": "maximize"}
+    assert dict(objectives.reference) == {"latency_ms": 100, "map": 0.0}
+
+
+def test_defaults(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        experimentName=None,
+        maxTrialNumber=None,
+        maxExperimentDuration=None,
+        maxTrialDuration=None,
+    )
+    experiment = load_experiment(path)
+    assert experiment.name == "mine"
+    assert (experiment.max_trials, experiment.max_hours, experiment.trial_seconds) == (None,) * 3
+
+
+def with_class_args(**changes: object) -> dict:
+    args = {**GOOD["tuner"]["classArgs"], **changes}  # type: ignore[index]
+    return {"className": "x.Y", "classArgs": {k: v for k, v in args.items() if v is not None}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"maxTrialNumbr": 3}, "no setting named 'maxTrialNumbr'; did you mean 'maxTrialNumber'"),
+        ({"maxTrialNumber": 0}, "maxTrialNumber: wanted a number above 0, got 0"),
+        ({"trialConcurrency": -1}, "trialConcurrency: wanted a number above 0, got -1"),
+        ({"maxTrialDuration": "soon"}, "maxTrialDuration: wanted a time such as 30m or 2h"),
+        ({"maxExperimentDuration": "0h"}, "maxExperimentDuration: wanted a number above 0"),
+        ({"trialCommand": None}, "wanted trialCommand, got none"),
+        ({"tuner": None}, "wanted tuner, got none"),
+        ({"trialConcurrency": "two"}, "trialConcurrency: wanted"),
+        ({"trialCommand": "smnas trial --data x"}, "wanted smnas trial SPACE, got no SPACE"),
+        ({"trialCommand": "smnas trial other.yml"}, "wanted this file or a.b:C as the trial's space"),
+        ({"trialCommand": "smnas trial 'x"}, "trialCommand: No closing quotation"),
+        ({"tuner": with_class_args(populaton=4)}, "did you mean 'population'"),
+        ({"tuner": with_class_args(space=None)}, "classArgs: wanted space: package.module:Class"),
+        ({"tuner": with_class_args(population="8")}, "population: wanted a whole number, got '8'"),
+        ({"tuner": with_class_args(seed=True)}, "seed: wanted a whole number, got True"),
+        ({"tuner": with_class_args(objectives=["map"])}, "objectives: wanted keys and values"),
+        ({"tuner": with_class_args(objectives={"map": "up"})}, "map: wanted minimize or maximize"),
+        ({"tuner": with_class_args(reference_point={})}, r"wanted a value for each of \['latency_ms'"),
+        ({"trainingService": {"platform": "moon"}}, "mine.yml: "),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_experiment(write(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("- a\n- b\n", "wanted keys and values"), ("a: [", "no YAML"), ("", "got None")],
+)
+def test_what_is_no_experiment_file(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "x.yml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="experiment file .*none.yml: No such file"):
+        load_experiment(tmp_path / "none.yml")
+
+
+def test_settings_survive_json() -> None:
+    settings = SearchSettings.from_class_args(GOOD["tuner"]["classArgs"], "here")  # type: ignore[index]
+    assert SearchSettings.from_class_args(settings.to_json(), "here") == settings
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "experiments").rglob("*.yml")))
+def test_every_shipped_experiment_loads(path: Path) -> None:
+    experiment = load_experiment(path)
+    assert experiment.search.baselines
+    assert experiment.trial_command.startswith(f"smnas trial {path.name} ")
