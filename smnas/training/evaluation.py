@@ -99,7 +99,8 @@ def evaluate(
             for example, detection in zip(examples, detections, strict=True):
                 results += _coco_results(example, detection, dataset.category_ids)
     model.train(was_training)
-    return coco_metrics(dataset.coco, results, dataset.image_ids)
+    with quiet.working():
+        return coco_metrics(dataset.coco, results, dataset.image_ids)
 
 
 def coco_metrics(

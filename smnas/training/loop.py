@@ -42,13 +42,16 @@ class EpochStats:
 
     Args:
         steps: optimiser steps in it.
-        losses: mean over its steps of every loss term, and of their sum under `total`.
-        gradient_norm: mean over its steps of the norm before clipping.
+        loss: mean over its steps of the sum of all loss terms.
+        losses: mean over its steps of every loss term.
+        gradient_norm: mean over its steps of the norm before clipping; infinite when loss scaling
+            (float16) has skipped a step.
         learning_rate: of its last step.
         seconds: wall time of its steps, waiting for the quiet window included.
     """
 
     steps: int
+    loss: float
     losses: Mapping[str, float]
     gradient_norm: float
     learning_rate: float
@@ -123,15 +126,14 @@ def train(
     return TrainStats(tuple(epochs), trainer.parts)
 
 
-def epoch_order(length: int, generator: torch.Generator) -> list[int]:
-    """Every index below `length` once, in random order."""
-    return torch.randperm(length, generator=generator).tolist()
+def epoch_order(length: int, generator: torch.Generator) -> Tensor:
+    """Every index below `length` once, in random order (int64)."""
+    return torch.randperm(length, generator=generator)
 
 
 def epoch_batches(length: int, batch: int, generator: torch.Generator) -> list[list[int]]:
     """One epoch for a `DataLoader`'s `batch_sampler`: every index once, the last may be small."""
-    order = epoch_order(length, generator)
-    return [order[start : start + batch] for start in range(0, length, batch)]
+    return [part.tolist() for part in epoch_order(length, generator).split(batch)]
 
 
 def with_half_batch_on_oom(compute: Callable[[int], T], parts: int) -> tuple[T, int]:
@@ -251,5 +253,5 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 
 def _stats(history: list[dict[str, float]], rate: float, seconds: float) -> EpochStats:
     means = {name: fmean(values[name] for values in history) for name in history[0]}
-    norm = means.pop("gradient_norm")
-    return EpochStats(len(history), means, norm, rate, seconds)
+    loss, norm = means.pop("total"), means.pop("gradient_norm")
+    return EpochStats(len(history), loss, means, norm, rate, seconds)

@@ -94,7 +94,8 @@ def test_one_step_is_gradient_descent():
     stats = run(model, lambda epoch: [batch_of([(1.0, 3)])])
     assert model.weight.item() == pytest.approx(0.6)
     (epoch,) = stats.epochs
-    assert epoch.losses == pytest.approx({"loss_a": 6.75, "loss_b": 2.25, "total": 9.0})
+    assert epoch.losses == pytest.approx({"loss_a": 6.75, "loss_b": 2.25})
+    assert epoch.loss == pytest.approx(9.0)
     assert epoch.gradient_norm == pytest.approx(6)
     assert epoch.steps == 1 and epoch.learning_rate == 0.1 and stats.parts == 1
     assert stats.seconds == epoch.seconds > 0
@@ -219,12 +220,11 @@ def test_mixed_precision_needs_cuda():
 
 def test_an_epoch_holds_every_picture_once():
     generator = torch.Generator().manual_seed(0)
-    first, second = epoch_order(11, generator), epoch_order(11, generator)
+    first, second = (epoch_order(11, generator).tolist() for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(11)) and first != second
-    assert epoch_order(11, torch.Generator().manual_seed(0)) == first
     batches = epoch_batches(11, 4, torch.Generator().manual_seed(0))
     assert [len(batch) for batch in batches] == [4, 4, 3] and sum(batches, []) == first
-    assert epoch_batches(8, 4, generator)[1:] and len(epoch_batches(8, 4, generator)) == 2
+    assert len(epoch_batches(8, 4, generator)) == 2
 
 
 def detector(seed: int) -> FasterRCNN:
@@ -297,7 +297,7 @@ def test_the_same_seed_gives_the_same_weights_bit_by_bit():
 
 def test_a_detector_learns():
     _, stats = trained(1, Recipe(epochs=12, batch=4, lr=0.02))
-    assert stats.epochs[-1].losses["total"] < 0.6 * stats.epochs[0].losses["total"]
+    assert stats.epochs[-1].loss < 0.6 * stats.epochs[0].loss
 
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -307,7 +307,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 @pytest.mark.gpu
 def test_mixed_precision_channels_last_learns_on_the_gpu():
     model, stats = trained(1, Recipe(epochs=12), torch.device("cuda"), amp=True, channels_last=True)
-    assert stats.epochs[-1].losses["total"] < 0.6 * stats.epochs[0].losses["total"]
+    assert stats.epochs[-1].loss < 0.6 * stats.epochs[0].loss
     weight = model.backbone[0].weight
     assert weight.dtype == torch.float32 and weight.is_contiguous(memory_format=torch.channels_last)
 
