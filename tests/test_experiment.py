@@ -19,6 +19,7 @@ GOOD = {
     "trainingService": {"platform": "local"},
     "tuner": {
         "className": "smnas.tuner.ParetoTuner",
+        "codeDirectory": ".",
         "classArgs": {"space": "a.b:C", "reference_point": {"latency_ms": 100}, "seed": 3},
     },
 }
@@ -57,7 +58,7 @@ def test_defaults(tmp_path: Path) -> None:
 
 def with_class_args(**changes: object) -> dict:
     args = {**GOOD["tuner"]["classArgs"], **changes}  # type: ignore[index]
-    return {"className": "x.Y", "classArgs": {k: v for k, v in args.items() if v is not None}}
+    return {"className": "x.Y", "codeDirectory": ".", "classArgs": {k: v for k, v in args.items() if v is not None}}
 
 
 @pytest.mark.parametrize(
