@@ -142,6 +142,10 @@ class GuidedAnchorHead(nn.Module):
                 nn.init.normal_(parameter, std=0.01)
             else:
                 nn.init.zeros_(parameter)
+        # With 0.01, as in an RPN, narrow hidden layers answer so faintly that the location loss of
+        # the first steps can switch them off for good.
+        for hidden in (self.conv, self.adaption):
+            nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
         nn.init.zeros_(self.offset.weight)
         nn.init.constant_(self.get_parameter("location.bias"), _logit(LOCATION_PRIOR))
 

@@ -256,10 +256,20 @@ def test_head_of_unfit_width_is_refused() -> None:
 
 def test_untrained_head_predicts_squares_at_the_prior() -> None:
     torch.manual_seed(0)
-    predictions = ga.GuidedAnchorHead(8)(list(make_features((64, 64)).values()))
+    head, features = ga.GuidedAnchorHead(8), make_features((64, 64))
+    predictions = head(list(features.values()))
     assert predictions.location.shape == (1, 80) and predictions.deltas.shape == (1, 80, 4)
     assert predictions.location.sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)
-    assert predictions.shape.abs().max() < 0.05
+    assert predictions.shape.abs().max() < 0.3 and predictions.deltas.abs().max() < 0.3
+
+
+def test_untrained_hidden_layers_keep_the_strength_of_their_input() -> None:
+    torch.manual_seed(0)
+    head, features = ga.GuidedAnchorHead(64), torch.randn(1, 64, 16, 16)
+    hidden = head.conv(features).relu()
+    adapted = head.adaption(hidden, torch.zeros(1, 72, 16, 16)).relu()
+    for outputs in (hidden, adapted):
+        assert outputs.square().mean().item() == pytest.approx(1, rel=0.3)
 
 
 def test_untrained_feature_adaption_is_a_plain_convolution() -> None:
