@@ -1,7 +1,7 @@
 """Guided anchoring: a region proposal network that predicts where anchors stand, and their shape.
 
-Wang, Chen, Yang, Loy, Lin, "Region Proposal by Guided Anchoring", CVPR 2019; section numbers below
-are the paper's. torchvision lacks it, so it is written here on torchvision's RPN, which brings
+Wang, Chen, Yang, Loy, Lin, "Region Proposal by Guided Anchoring", CVPR 2019; its sections
+are cited by title. torchvision lacks it, so it is written here on torchvision's RPN, which brings
 matching, sampling, box coding, NMS and two of the losses. The detector builders call it; it imports
 torch and torchvision, and nothing of smnas but the errors.
 """
@@ -27,16 +27,16 @@ LOCATION_PRIOR = 0.01
 """Probability of an object at a location that the untrained location branch gives."""
 
 LOCATION_FILTER = 0.01
-"""Locations below this probability give no proposals in eval (section 3.1)."""
+"""Locations below this probability give no proposals in eval ("Anchor Location Prediction")."""
 
 CENTRE_REGION = 0.2
-"""sigma 1: part of an object's sides whose locations are positive (section 3.2)."""
+"""sigma 1: part of an object's sides whose locations are positive ("Training")."""
 
 IGNORE_REGION = 0.5
-"""sigma 2: part of an object's sides whose other locations do not count (section 3.2)."""
+"""sigma 2: part of an object's sides whose other locations do not count ("Training")."""
 
 SHAPE_WEIGHT = 0.1
-"""lambda 2: weight of the anchor shape loss; the location loss has weight 1 (section 3.4)."""
+"""lambda 2: weight of the anchor shape loss; the location loss has weight 1 ("Training")."""
 
 BOUNDED_IOU_BETA = 0.2
 """Where the smooth L1 of the bounded IoU loss turns linear."""
@@ -53,7 +53,7 @@ APPROXIMATIONS = tuple(
     for ratio in (0.5, 1.0, 2.0)
 )
 """Nine log (width, height) over the square, RetinaNet's 3 scales x 3 ratios. They stand for all
-shapes in the search for the best IoU that a location can reach with an object (section 3.4)."""
+shapes in the search for the best IoU that a location can reach with an object ("Training")."""
 
 
 class Predictions(NamedTuple):
@@ -111,7 +111,7 @@ class SampledDeformConv2d(DeformConv2d):
 
 
 class GuidedAnchorHead(nn.Module):
-    """The layers of guided anchoring, shared by all levels (sections 3.1 to 3.3).
+    """The layers of guided anchoring, shared by all levels.
 
     Args:
         in_channels: channels of every level, kept throughout; divisible by `OFFSET_GROUPS`.
@@ -204,7 +204,7 @@ class SquareAnchors(nn.Module):
 
 
 def reshape_squares(squares: Tensor, shape: Tensor) -> Tensor:
-    """Gives squares a width and a height and keeps their centres (section 3.1).
+    """Gives squares a width and a height and keeps their centres ("Anchor Shape Prediction").
 
     Args:
         squares: `... x 4`.
@@ -236,7 +236,7 @@ def assign_levels(boxes: Tensor, strides: Sequence[int], base_scale: float) -> T
 
 
 def region(boxes: Tensor, fraction: float, stride: int, height: int, width: int) -> Tensor:
-    """The locations of one level in the middle of any of the boxes (section 3.2).
+    """The locations of one level in the middle of any of the boxes ("Training").
 
     A region reaches from the location nearest to its low corner to the one nearest to its high
     corner, so that every object has at least one location, also at the border.
@@ -266,7 +266,7 @@ def region(boxes: Tensor, fraction: float, stride: int, height: int, width: int)
 def location_targets(
     boxes: Tensor, sizes: Sequence[tuple[int, int]], strides: Sequence[int], base_scale: float
 ) -> Tensor:
-    """What the location branch should say for one picture (section 3.2).
+    """What the location branch should say for one picture ("Training").
 
     An object marks its centre region on its own level. Its ignore region, there and on the two
     neighbouring levels, is not counted where no centre region of another object lies.
@@ -292,7 +292,7 @@ def location_targets(
 
 
 def location_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Focal loss over the counted locations, per positive location (section 3.5).
+    """Focal loss over the counted locations, per positive location ("Training").
 
     Args:
         logits: any shape.
@@ -303,7 +303,7 @@ def location_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def bounded_iou_loss(shape: Tensor, target: Tensor) -> Tensor:
-    """Bounded IoU loss of widths and heights (section 3.4): smooth L1 of `1 - min(w/g, g/w)`.
+    """Bounded IoU loss of widths and heights ("Training"): smooth L1 of `1 - min(w/g, g/w)`.
 
     In logarithms the ratio is `exp(-|log w - log g|)`: nothing can overflow or be divided by zero.
 
@@ -478,7 +478,7 @@ class GuidedAnchorRPN(RegionProposalNetwork):
 
 
 def best_iou(boxes: Tensor, squares: Tensor) -> Tensor:
-    """The best IoU that a location can reach with an object by choice of shape (section 3.4).
+    """The best IoU that a location can reach with an object by choice of shape ("Training").
 
     Args:
         boxes: objects, `n x 4`.
