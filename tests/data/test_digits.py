@@ -68,23 +68,23 @@ def test_one_to_six_digits_apart_and_inside(folder: DataFolder) -> None:
 
 
 def test_sides_are_as_documented(folder: DataFolder) -> None:
-    # 20 to 72 at 192 is 8.3 to 30 at 80; turning and rounding move a side by up to about a third.
+    # 13 to 33 pixels at a shorter side of 80; turning and rounding move a side by up to a fifth.
     sides = [
         max(x1 - x0, y1 - y0)
         for found in boxes_of(folder.train.annotations).values()
         for x0, y0, x1, y1 in found
     ]
-    assert min(sides) >= 6 and max(sides) <= 40
-    assert 12 < np.median(sides) < 22
+    assert min(sides) >= 11 and max(sides) <= 40
+    assert 18 < np.median(sides) < 25
 
 
-@pytest.mark.parametrize("level", [0.0, 90.0, 127.0, 128.0, 200.0, 255.0])
+@pytest.mark.parametrize("level", [0.0, 50.0, 110.0, 150.0])
 def test_ink_stands_out_from_its_ground(level: float) -> None:
-    # At least 80 away in brightness, less at most 40 when all three channels draw against it.
+    # At least 110 lighter, less at most 30 when all three channels draw against it.
     for seed in range(50):
         scene = np.full((8, 8, 3), level)
         _paint(scene, np.ones((4, 4)), (2, 2, 6, 6), np.random.default_rng(seed))
-        assert abs(scene[2:6, 2:6].mean() - level) >= 40
+        assert scene[2:6, 2:6].mean() - level >= 80
         assert (scene[:2] == level).all() and (scene[6:] == level).all()
 
 
