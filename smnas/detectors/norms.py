@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 from smnas.detectors.components import NORMS, check_option
@@ -106,8 +107,11 @@ class WeightStandardizedConv2d(nn.Conv2d):
         return self._kept.weight
 
     def _standardize(self) -> Tensor:
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        return (self.weight - mean) * torch.rsqrt(variance + EPSILON)
+        # A layer norm over each filter is the same, and several times as fast as mean and variance.
+        filters = F.layer_norm(self.weight, self.weight.shape[1:], eps=EPSILON)
+        if self.weight.is_contiguous(memory_format=torch.channels_last):
+            return filters.contiguous(memory_format=torch.channels_last)
+        return filters
 
     def train(self, mode: bool = True) -> WeightStandardizedConv2d:
         self._kept = None

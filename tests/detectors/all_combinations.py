@@ -28,6 +28,7 @@ def problems(space: StructuralSpace, sample: Sample, side: int) -> str:
     losses = detector([image], [{"boxes": boxes, "labels": torch.tensor([1, 2, 3, 1])}])
     total = sum(losses.values())
     total.backward()
+    total = total.item()
     idle = [
         name
         for name, p in detector.named_parameters()

@@ -1,4 +1,4 @@
-"""The structural space: its size, what is legal, and that each option builds, trains and detects."""
+"""The structural space: its size, what is legal; every option builds, trains and detects."""
 
 import itertools
 from collections.abc import Iterator
