@@ -222,6 +222,7 @@ def trial(
         str | None, typer.Option(help="fp32 or amp; default amp on CUDA, else fp32.")
     ] = None,
     checkpoint: Annotated[bool, typer.Option(help="Keep the trained weights.")] = True,
+    latency_threads: Annotated[int, typer.Option(min=1, help="CPU threads of a measurement.")] = 1,
     loader_workers: Annotated[int, typer.Option(min=0, help="Loading processes, on CUDA.")] = 4,
 ) -> None:
     """Build, time, train and evaluate one detector: what both runners start."""
@@ -242,6 +243,7 @@ def trial(
         threads=threads,
         precision=precision,
         checkpoint=checkpoint,
+        latency_threads=latency_threads,
         loader_workers=loader_workers,
     )
     check_only = bool(os.environ.get("SMNAS_CHECK_ONLY"))

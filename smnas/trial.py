@@ -56,6 +56,8 @@ class Settings:
         threads: CPU threads of training; None for torch's own default.
         precision: `fp32` or `amp`; None for `amp` on CUDA, `fp32` elsewhere.
         checkpoint: keep the trained weights in the trial's folder.
+        latency_threads: CPU threads while latency is measured; the same for all trials of a study,
+            however many workers share the machine.
         loader_workers: processes that load pictures, on CUDA; a CPU loads in the trial's own process.
     """
 
@@ -73,6 +75,7 @@ class Settings:
     threads: int | None = None
     precision: str | None = None
     checkpoint: bool = True
+    latency_threads: int = 1
     loader_workers: int = 4
 
     def __post_init__(self) -> None:
@@ -215,8 +218,7 @@ def _latency(
         quiet=quiet,
         precision="amp" if settings.amp else "fp32",
         channels_last=settings.torch_device.type == "cuda",
-        # the machine is quiet meanwhile, so all of its cores are there, as where it will be deployed
-        threads=len(os.sched_getaffinity(0)),
+        threads=settings.latency_threads,
         seed=settings.seed,
     )
 
