@@ -73,7 +73,6 @@ class _Standardized(NamedTuple):
             and self.version == weight._version
             and self.source.device == weight.device
             and self.source.dtype == weight.dtype
-            and self.source.stride() == weight.stride()
         )
 
 

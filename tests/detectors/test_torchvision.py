@@ -293,6 +293,24 @@ def test_boxes_and_losses_are_float32_under_autocast(rpn, head):
     assert (found["boxes"] * 16 % 1 != 0).any()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("rpn", "head"), STRUCTURES)
+def test_trains_and_detects_in_half_precision_on_cuda(rpn, head):
+    detector = build(rpn, head).cuda().to(memory_format=torch.channels_last)
+    images = [picture().cuda(), picture(60, 100).cuda()]
+    targets = [{name: value.cuda() for name, value in target(1, 2).items()}] * 2
+    with torch.autocast("cuda", dtype=torch.float16):
+        losses = detector(images, targets)
+    (1024 * sum(losses.values())).backward()
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert all(p.grad.isfinite().all() for p in detector.parameters())
+    with torch.autocast("cuda", dtype=torch.float16):
+        found = detect(let_all_through(detector), *images)
+    for one, (height, width) in zip(found, ((96, 96), (60, 100)), strict=True):
+        check_detections({name: value.cpu() for name, value in one.items()}, height, width)
+
+
 @pytest.mark.parametrize(
     ("rpn", "head"), [("none", "rcnn"), ("rpn", "retinanet"), ("none", "cascade3")]
 )
