@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from toy import toy_outcome_with_failures
+
+from smnas import pareto
+from smnas.journal import read
+from smnas.records import Failed
+from smnas.report import tables
+
+
+def test_front_rows_are_the_front_with_names(toy_run: Callable[..., Path]) -> None:
+    history = read(toy_run())
+    rows = tables.front_rows(history)
+    front = pareto.front(history.trials(), tables.objectives_of(history))
+    assert [row["id"] for row in rows] == [t.candidate.id for t in front]
+    flat = next(row for row in rows if row["baseline"])
+    assert flat["baseline"] == "flat" and flat["origin"] == "baseline" and flat["latency_ms"] == 1.0
+    assert [row["baseline"] for row in rows].count(None) == len(rows) - 1
+
+
+def test_a_latency_bound_leaves_out_what_is_slower(toy_run: Callable[..., Path]) -> None:
+    history = read(toy_run())
+    bound = tables.front_rows(history)[1]["latency_ms"]
+    assert [r["latency_ms"] <= bound for r in tables.front_rows(history, bound)] == [True, True]
+    assert tables.front_rows(history, 0.5) == []
+
+
+def test_trial_rows_hold_everything_measured(toy_run: Callable[..., Path]) -> None:
+    history = read(toy_run(30, toy_outcome_with_failures))
+    failed = [t for t in history.trials() if isinstance(t.outcome, Failed)]
+    assert failed and len(tables.trial_rows(history)) == 30 - len(failed)
+
+
+def test_csv_has_a_column_for_each_choice(toy_run: Callable[..., Path]) -> None:
+    rows = tables.front_rows(read(toy_run()))
+    parsed = list(csv.DictReader(io.StringIO(tables.to_csv(rows))))
+    assert [float(p["latency_ms"]) for p in parsed] == [r["latency_ms"] for r in rows]
+    assert [p["kind"] for p in parsed] == [r["sample"]["kind"] for r in rows]
+    assert "sample" not in parsed[0]
+    assert tables.to_csv([]) == ""
+
+
+def test_the_table_shows_values_and_structure(toy_run: Callable[..., Path]) -> None:
+    history = read(toy_run())
+    rows = tables.front_rows(history)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(tables.front_table(history, rows))
+    text = console.export_text()
+    assert "Pareto front of toy" in text and "d0=0 d1=0 d2=0 d3=0 kind=a  (flat)" in text
+    assert f"{rows[-1]['map']:.3f}" in text

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from toy import toy_outcome_with_failures
+
+from smnas import pareto
+from smnas.journal import read
+from smnas.objectives.vector import Objectives
+from smnas.records import Failed
+
+POINTS = arrays(float, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.integers(0, 5))
+
+
+@given(rows=POINTS)
+def test_non_dominated_is_the_definition(rows: np.ndarray) -> None:
+    def dominates(a: np.ndarray, b: np.ndarray) -> bool:
+        return bool((a <= b).all() and (a < b).any())
+
+    wanted = [i for i, b in enumerate(rows) if not any(dominates(a, b) for a in rows)]
+    assert pareto.non_dominated(rows).tolist() == wanted
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert pareto.non_dominated(np.empty((0, 2))).tolist() == []
+    assert pareto.hypervolume(np.empty((0, 2)), np.array([1.0, 1.0])) == 0.0
+
+
+def test_hypervolume_of_a_staircase() -> None:
+    """Steps (0,3) (1,2) (2,1) (3,0) below (4,4): columns of 1, 2, 3, 4 cells."""
+    rows = np.array([[0.0, 3], [1, 2], [2, 1], [3, 0]])
+    for order in itertools.permutations(range(4)):
+        assert pareto.hypervolume(rows[list(order)], np.array([4.0, 4.0])) == pytest.approx(10)
+    assert pareto.hypervolume(np.vstack([rows, rows]), np.array([4.0, 4.0])) == pytest.approx(10)
+
+
+def test_points_beyond_the_reference_point_count_nothing() -> None:
+    reference = np.array([4.0, 4.0])
+    assert pareto.hypervolume(np.array([[5.0, 0.0]]), reference) == 0.0
+    assert pareto.hypervolume(np.array([[5.0, 0.0], [3.0, 3.0]]), reference) == pytest.approx(1)
+
+
+@pytest.fixture
+def run(toy_run: Callable[..., Path]) -> Path:
+    return toy_run(40, toy_outcome_with_failures)
+
+
+def test_front_of_a_run(run: Path, objectives: Objectives) -> None:
+    trials = read(run).trials()
+    front = pareto.front(trials, objectives)
+    _, rows = pareto.measured(front, objectives)
+    assert rows[:, 0].tolist() == sorted(rows[:, 0]) and rows[:, 1].tolist() == sorted(rows[:, 1])[::-1]
+    everyone, all_rows = pareto.measured(trials, objectives)
+    assert len(everyone) == sum(not isinstance(t.outcome, Failed) for t in trials) < 40
+    for row in all_rows:
+        assert ((rows <= row).all(axis=1)).any(), "each point is beaten or equalled by the front"
+
+
+def test_hypervolume_never_falls_and_ends_at_the_front_s(run: Path, objectives: Objectives) -> None:
+    trials = read(run).trials()
+    curve = pareto.hypervolume_curve(trials, objectives)
+    assert len(curve) == 40 and curve == sorted(curve)
+    _, rows = pareto.measured(pareto.front(trials, objectives), objectives)
+    assert curve[-1] == pytest.approx(pareto.hypervolume(rows, objectives.reference_point))
