@@ -31,7 +31,7 @@ demo: setup data/digits
 	$(BIN)/smnas search experiments/structural.yml --run runs/structural
 
 test: setup
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered
 
 lint: setup
 	$(BIN)/black --check --quiet --line-length 100 $(SOURCES)

@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_check.py
 
-Runs the GPU-marked tests; times detectors by CUDA events in fp32 and in mixed precision, twice, at real sizes; trains
-in both precisions; and searches 12 detectors from 512x512 upwards on generated scenes. Prints tables, writes
-benchmarks/results/gpu_check.json. `--device cpu --sizes 96x96` tries the script itself where there is no GPU.
+Runs the GPU-marked tests; times detectors by CUDA events in fp32 and in mixed precision, twice, at
+real sizes; trains in both precisions; and searches 12 detectors from 512x512 upwards on generated
+scenes. Prints tables, writes benchmarks/results/gpu_check.json. `--device cpu --sizes 96x96` tries
+the script itself where there is no GPU.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="+", default=["512x512", "800x600", "1333x800"])
     parser.add_argument("--trials", type=int, default=12)
@@ -98,7 +101,8 @@ def build(sample: dict[str, Any], size: str, num_classes: int = 80) -> torch.nn.
 
 
 def time_detectors(sizes: list[str], device: torch.device) -> list[dict[str, Any]]:
-    """Each detector at each size, fp32 and mixed, measured twice: median, spread, and how well it repeats."""
+    """Each detector at each size, fp32 and mixed, measured twice: median, spread, and how well it
+    repeats."""
     quiet, rows = QuietDevice(str(device)), []
     precisions = ["fp32", "amp"] if device.type == "cuda" else ["fp32"]
     for size in sizes:
@@ -169,14 +173,14 @@ def time_training(data: Path, size: str, device: torch.device) -> list[dict[str,
         )
         last = stats.epochs[-1]
         speed = len(examples) / last.seconds
-        rows.append({"amp": str(amp), "images_per_s": speed, "loss": last.loss, "parts": stats.parts})
+        rows.append(
+            {"amp": str(amp), "images_per_s": speed, "loss": last.loss, "parts": stats.parts}
+        )
     show(f"Training Faster R-CNN R50-FPN at {size}, batch 8", rows)
     return rows
 
 
-def run_search(
-    folder: Path, sizes: list[str], trials: int, device: torch.device
-) -> dict[str, Any]:
+def run_search(folder: Path, sizes: list[str], trials: int, device: torch.device) -> dict[str, Any]:
     """A whole search through the embedded runner, one worker."""
     path = folder / "check.yml"
     path.write_text(yaml.safe_dump(experiment(folder, sizes, trials, device)))
@@ -198,7 +202,9 @@ def run_search(
         "reason": reason,
         "seconds": time.monotonic() - began,
         "measured": sum(isinstance(o, Measured) for o in outcomes),
-        "failed": [f"{o.reason}: {o.detail[:200]}" for o in outcomes if o and not isinstance(o, Measured)],
+        "failed": [
+            f"{o.reason}: {o.detail[:200]}" for o in outcomes if o and not isinstance(o, Measured)
+        ],
         "front": rows,
     }
 
@@ -207,8 +213,10 @@ def experiment(folder: Path, sizes: list[str], trials: int, device: torch.device
     return {
         "experimentName": "gpu_check",
         "searchSpace": {"input_size": {"_type": "choice", "_value": sizes}},
-        "trialCommand": f"smnas trial check.yml --data {folder / 'data'} --epochs 2 --batch 8 --lr 0.01 "
-        f"--device {device.type} --no-checkpoint --flip 0",
+        "trialCommand": (
+            f"smnas trial check.yml --data {folder / 'data'} --epochs 2 --batch 8 --lr 0.01"
+            f" --device {device.type} --no-checkpoint --flip 0"
+        ),
         "trialConcurrency": 1,
         "maxTrialNumber": trials,
         "maxTrialDuration": "3m",

@@ -1,6 +1,7 @@
 """smnas: search whole object detectors for the Pareto front of latency against mAP.
 
-Light: importing the package imports no torch, NNI or pymoo; `load_result` brings what it needs when it is called.
+Light: importing the package imports no torch, NNI or pymoo; `load_result` brings what it needs when
+it is called.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The command line: one small function a command. Nothing imports this module.
 
-Heavy libraries are imported inside the commands, so that `smnas --help` and `smnas front` answer at once.
+Heavy libraries are imported inside the commands, so that `smnas --help` and `smnas front` answer at
+once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Generate, import and check data sets in COCO format.")
 app.add_typer(data_app, name="data")
 
-# typer carries its own copy of click from some version on: take the class from typer, whichever it is
+# typer carries its own copy of click from some version on: take the class from typer, whichever it
+# is
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
@@ -42,7 +44,9 @@ class Device(StrEnum):
 
 
 def main() -> NoReturn:
-    """Runs a command; exit status 0 done, 1 our fault, 2 the user's input is wrong, 130 interrupted."""
+    """Runs a command; exit status 0 done, 1 our fault, 2 the user's input is wrong, 130
+    interrupted.
+    """
     try:
         status = app(standalone_mode=False)
     except UserError as error:

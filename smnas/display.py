@@ -31,9 +31,7 @@ class Standing:
         clock: seconds, monotonic.
     """
 
-    def __init__(
-        self, objectives: Objectives, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, objectives: Objectives, clock: Callable[[], float] = time.monotonic) -> None:
         self._objectives, self._clock = objectives, clock
         self._rows = np.empty((0, len(objectives.names)))
         self.done, self.failed, self._done_before = 0, 0, 0
@@ -67,7 +65,9 @@ class Standing:
 
     @property
     def seconds_left(self) -> float | None:
-        """From the pace of this call; None before its first outcome or without a limit of trials."""
+        """From the pace of this call; None before its first outcome or without a limit of
+        trials.
+        """
         here = self.done - self._done_before
         if self.limits.trials is None or not here:
             return None

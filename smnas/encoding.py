@@ -1,7 +1,7 @@
 """The only translator between NNI mutables, vectors of option indices and canonical JSON samples.
 
-The optimiser works on index vectors, the journal and the trials on samples; both meet here and nowhere
-else. Imports `nni.mutable` (which needs no torch); must not import torch or pymoo.
+The optimiser works on index vectors, the journal and the trials on samples; both meet here and
+nowhere else. Imports `nni.mutable` (which needs no torch); must not import torch or pymoo.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from smnas.errors import SpaceError, nearest
 from smnas.records import Option, Sample
 
 MAX_ENUMERATED = 2_000_000
-"""Spaces up to this size are enumerated for counting and for finding the last samples that are left."""
+"""Spaces up to this size are enumerated for counting and for finding the last samples that are
+left.
+"""
 
 _MAX_TABLE = 100_000  # a constraint over more combinations than this is evaluated each time instead
 
@@ -41,7 +43,9 @@ class Choice:
 
 
 class _Rule:
-    """A constraint with its truth table over the choices that it mentions (they are few and short)."""
+    """A constraint with its truth table over the choices that it mentions (they are few and
+    short).
+    """
 
     def __init__(self, constraint: Constraint, choices: Sequence[Choice]) -> None:
         position = {choice.label: k for k, choice in enumerate(choices)}
@@ -52,7 +56,9 @@ class _Rule:
         shape = tuple(len(choice.options) for choice in self.choices)
         self.table: np.ndarray | None = None
         if math.prod(shape) <= _MAX_TABLE:
-            self.table = np.array([self._holds(index) for index in np.ndindex(shape)]).reshape(shape)
+            self.table = np.array([self._holds(index) for index in np.ndindex(shape)]).reshape(
+                shape
+            )
 
     def _holds(self, index: Sequence[int]) -> bool:
         sample = {c.label: c.options[i] for c, i in zip(self.choices, index, strict=True)}
@@ -72,14 +78,16 @@ class _Rule:
 class Encoding:
     """Samples of one search space as integer vectors.
 
-    An index vector has one entry for each choice, in the order of the space: the position of the chosen
-    option. Numeric options in ascending order make a choice ordinal, all others are nominal.
+    An index vector has one entry for each choice, in the order of the space: the position of the
+    chosen option. Numeric options in ascending order make a choice ordinal, all others are nominal.
 
     Args:
-        mutables: `{label: mutable}` as `space.simplify()` gives it: `Categorical`s and `Constraint`s.
+        mutables: `{label: mutable}` as `space.simplify()` gives it: `Categorical`s and
+            `Constraint`s.
 
     Raises:
-        SpaceError: a mutable is of another kind, an option is no JSON scalar, or there is no choice.
+        SpaceError: a mutable is of another kind, an option is no JSON scalar, or there is no
+            choice.
     """
 
     def __init__(self, mutables: Mapping[str, LabeledMutable]) -> None:
@@ -102,7 +110,9 @@ class Encoding:
 
     @classmethod
     def from_choices(cls, choices: Mapping[str, Sequence[Option]]) -> Encoding:
-        """An encoding without constraints from `{label: options}`, as journals and NNI files hold them."""
+        """An encoding without constraints from `{label: options}`, as journals and NNI files hold
+        them.
+        """
         return cls({label: Categorical(list(o), label=label) for label, o in choices.items()})
 
     @property
@@ -192,8 +202,8 @@ class Encoding:
     def repair(self, index: np.ndarray, rng: np.random.Generator, flips: int = 200) -> np.ndarray:
         """The index vector (`d`) made legal by changing few choices; itself if it is legal.
 
-        Changes one choice of a violated constraint at a time, towards fewer violations (WalkSAT, Selman
-        et al. 1994); draws a new legal vector when `flips` changes did not suffice.
+        Changes one choice of a violated constraint at a time, towards fewer violations (WalkSAT,
+        Selman et al. 1994); draws a new legal vector when `flips` changes did not suffice.
         """
         index = index.copy()
         for _ in range(flips):
@@ -218,7 +228,9 @@ class Encoding:
         return options[int(np.argmin(costs))]
 
     def describe(self) -> dict[str, Any]:
-        """Choices, constraints, size and number of legal combinations (None if too many to count)."""
+        """Choices, constraints, size and number of legal combinations (None if too many to
+        count).
+        """
         countable = self.size <= MAX_ENUMERATED
         return {
             "choices": {c.label: list(c.options) for c in self.choices},
@@ -252,7 +264,7 @@ def _choice(label: str, mutable: LabeledMutable) -> Choice:
         if not isinstance(option, str | int | float | bool):
             raise SpaceError(f"choice {label!r}: wanted strings or numbers, got {option!r}")
     numeric = all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
-    ascending = numeric and all(a < b for a, b in itertools.pairwise(options))  # type: ignore[operator]
+    ascending = numeric and all(a < b for a, b in itertools.pairwise(options))
     return Choice(label, options, ascending)
 
 

@@ -1,5 +1,7 @@
-"""What can go wrong, by name. Every leaf says when it is raised; the command line turns a `UserError`
-into one line on stderr and exit status 2, and never shows its traceback. Imports nothing of smnas."""
+"""What can go wrong, by name. Every leaf says when it is raised; the command line turns a
+`UserError` into one line on stderr and exit status 2, and never shows its traceback. Imports
+nothing of smnas.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,15 @@ class SmnasError(Exception):
 
 
 class UserError(SmnasError):
-    """Something the user gave is wrong. The message says what was wanted, what was got and where."""
+    """Something the user gave is wrong. The message says what was wanted, what was got and
+    where.
+    """
 
 
 class ConfigError(UserError):
-    """An experiment file, a `classArgs` entry or a command-line value is unknown, misspelt or out of range."""
+    """An experiment file, a `classArgs` entry or a command-line value is unknown, misspelt or out
+    of range.
+    """
 
 
 class SpaceError(UserError):
@@ -36,7 +42,9 @@ class RunError(UserError):
 
 
 class MissingLibraryError(UserError):
-    """An optional library is needed and not installed; the message names the extra that brings it."""
+    """An optional library is needed and not installed; the message names the extra that brings
+    it.
+    """
 
 
 class SpaceExhausted(SmnasError):
@@ -44,7 +52,8 @@ class SpaceExhausted(SmnasError):
 
 
 class TrialFailure(SmnasError):
-    """A trial ended without its objectives; carries the `Failed` reason and detail that the journal keeps.
+    """A trial ended without its objectives; carries the `Failed` reason and detail that the journal
+    keeps.
 
     Args:
         reason: one of `records.FAILURE_REASONS`.
@@ -58,7 +67,9 @@ class TrialFailure(SmnasError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the known word nearest to a misspelt one, else the known words."""
+    """`"; did you mean 'x'?"` for the known word nearest to a misspelt one, else the known
+    words.
+    """
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
 

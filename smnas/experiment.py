@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -192,7 +191,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"experiment file {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"experiment file {path}: no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"experiment file {path}: no YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(data, dict):
         raise ConfigError(f"experiment file {path}: wanted keys and values, got {data!r:.60}")
     return data
@@ -204,7 +205,9 @@ def _check_trial_command(experiment: Experiment) -> None:
     if words[:2] != ["smnas", "trial"]:
         return
     if len(words) < 3 or words[2].startswith("-"):
-        raise ConfigError(f"{experiment.path}: trialCommand: wanted smnas trial SPACE, got no SPACE")
+        raise ConfigError(
+            f"{experiment.path}: trialCommand: wanted smnas trial SPACE, got no SPACE"
+        )
     named = (experiment.directory / words[2]).resolve()
     same_file = named == experiment.path.resolve()
     plain_space = words[2] == experiment.search.space and not experiment.search.space_args

@@ -1,8 +1,9 @@
-"""The append-only record of a search: a header, then `asked` and `outcome` events, one JSON line each.
+"""The append-only record of a search: a header, then `asked` and `outcome` events, one JSON line
+each.
 
-The journal is the truth: the optimiser's state is its replay, and every report reads nothing else. A line is
-written whole and synced before the search goes on, so a `kill -9` costs at most the line being written.
-Imports no torch, NNI or pymoo.
+The journal is the truth: the optimiser's state is its replay, and every report reads nothing else.
+A line is written whole and synced before the search goes on, so a `kill -9` costs at most the line
+being written. Imports no torch, NNI or pymoo.
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class Journal:
 
         Args:
             path: the file; its folder is made.
-            header: what identifies the experiment under `"experiment"`; the rest (device, versions, commit)
-                is kept from the first start.
+            header: what identifies the experiment under `"experiment"`; the rest (device, versions,
+                commit) is kept from the first start.
 
         Raises:
             JournalError: the file is corrupt or belongs to another experiment.
@@ -127,9 +128,7 @@ class Journal:
 
     def asked(self, candidate: Candidate) -> None:
         """Records that the optimiser asked for a candidate."""
-        self._append(
-            {"event": "asked", "time": self._clock(), "candidate": candidate.to_json()}
-        )
+        self._append({"event": "asked", "time": self._clock(), "candidate": candidate.to_json()})
 
     def told(self, candidate_id: int, outcome: Outcome) -> None:
         """Records a candidate's outcome; call it before the optimiser is told."""
@@ -164,7 +163,8 @@ def read(path: Path) -> History:
 
     Raises:
         RunError: there is no journal.
-        JournalError: a line is not a journal line, or the order of events is impossible; with file and line.
+        JournalError: a line is not a journal line, or the order of events is impossible; with file
+            and line.
     """
     path = path / FILE_NAME if path.is_dir() else path
     try:
@@ -264,5 +264,6 @@ def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> N
         if before.get(key) != now.get(key):
             raise JournalError(
                 f"run folder {path.parent} belongs to another experiment: {key}: "
-                f"it has {before.get(key)!r}, this one has {now.get(key)!r}; name another with --run"
+                f"it has {before.get(key)!r}, this one has {now.get(key)!r};"
+                " name another with --run"
             )

@@ -1,4 +1,6 @@
-"""What a run was made with: device, versions, commit. Goes into journal headers and benchmark results."""
+"""What a run was made with: device, versions, commit. Goes into journal headers and benchmark
+results.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,20 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit of this source tree, with `-dirty` if it was changed; None outside a checkout."""
+    """The git commit of this source tree, with `-dirty` if it was changed; None outside a
+    checkout.
+    """
     folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(folder),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -1,9 +1,9 @@
 """Ask and tell over pymoo: the only module that imports pymoo's algorithms.
 
-Steady state by default: `ask` answers at any time, by mating from what has been measured, so no worker waits
-for a generation. Samples go out as candidates with an id and results come back by that id, in any order. The
-whole state follows from the arguments and the sequence of calls, so a journal's replay restores it exactly.
-Imports no torch.
+Steady state by default: `ask` answers at any time, by mating from what has been measured, so no
+worker waits for a generation. Samples go out as candidates with an id and results come back by that
+id, in any order. The whole state follows from the arguments and the sequence of calls, so a
+journal's replay restores it exactly. Imports no torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ ALGORITHMS = {
     "unsga3": "pymoo.algorithms.moo.unsga3:UNSGA3",
     "smsemoa": "pymoo.algorithms.moo.sms:SMSEMOA",
 }
-"""Names for `algorithm`; `random` and any `package.module:Class` of pymoo's genetic algorithms work too."""
+"""Names for `algorithm`; `random` and any `package.module:Class` of pymoo's genetic algorithms
+work too.
+"""
 
 _OURS = {
     "pop_size", "n_offsprings", "sampling", "crossover", "mutation", "repair", "mating", "seed",
@@ -49,7 +51,8 @@ class Optimizer:
     Args:
         encoding: of the search space.
         objectives: what the outcomes must hold.
-        algorithm: a name of `ALGORITHMS`, `random`, or `package.module:Class` of a pymoo genetic algorithm.
+        algorithm: a name of `ALGORITHMS`, `random`, or `package.module:Class` of a pymoo genetic
+            algorithm.
         algorithm_args: further arguments of that class, checked against its signature.
         population: number of individuals, at least 2.
         seed: at least 0; decides everything that is drawn.
@@ -105,7 +108,8 @@ class Optimizer:
         return [int(individual.get("id")) for individual in self._algorithm.pop]
 
     def ask(self) -> Candidate | None:
-        """The next candidate, never one that was asked before; None while a generation must be waited for.
+        """The next candidate, never one that was asked before; None while a generation must be
+        waited for.
 
         Raises:
             SpaceExhausted: every legal sample has been asked.
@@ -149,7 +153,8 @@ class Optimizer:
     def replay(self, candidate: Candidate) -> None:
         """Asks again as the journal says it was asked.
 
-        The proposal equals the journal's unless a library changed since; then the journal's sample counts.
+        The proposal equals the journal's unless a library changed since; then the journal's sample
+        counts.
 
         Raises:
             SpaceError: the journal's sample is not in the space.
@@ -229,7 +234,8 @@ class Optimizer:
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"algorithm {name}: {error}") from error
-        # NSGA2 and its kin set their own termination whatever they are given; ours never ends a search
+        # NSGA2 and its kin set their own termination whatever they are given; ours never ends a
+        # search
         algorithm.termination = NoTermination()
         # what twenty matings have not found new, chance finds sooner
         algorithm.mating.n_max_iterations = 20
@@ -253,8 +259,9 @@ class Optimizer:
     def _individuals(self, ids: Sequence[int]) -> Population:
         """The told candidates as evaluated pymoo individuals.
 
-        A failure becomes a constraint violation; its objective values, which no comparison of pymoo may use,
-        are the reference point: an inf would switch off the crowding distance of the whole front.
+        A failure becomes a constraint violation; its objective values, which no comparison of pymoo
+        may use, are the reference point: an inf would switch off the crowding distance of the whole
+        front.
         """
         rows = [self._row(self._told[i][1]) for i in ids]
         population = Population.new("X", np.array([self._told[i][0] for i in ids]))
@@ -286,7 +293,8 @@ class _IndexProblem(Problem):
 
 
 class IndexMutation(Mutation):
-    """Changes each choice with probability 1/d: an ordinal one to a neighbour, a nominal one to any other.
+    """Changes each choice with probability 1/d: an ordinal one to a neighbour, a nominal one to any
+    other.
 
     Args:
         encoding: of the search space with `d` choices.
@@ -298,7 +306,12 @@ class IndexMutation(Mutation):
         self._ordinal = encoding.ordinal
 
     def _do(
-        self, problem: Problem, X: np.ndarray, *args: Any, random_state: np.random.Generator, **_: Any
+        self,
+        problem: Problem,
+        X: np.ndarray,
+        *args: Any,
+        random_state: np.random.Generator,
+        **_: Any,
     ) -> np.ndarray:
         X = X.astype(int)
         change = random_state.random(X.shape) < 1.0 / X.shape[1]
@@ -322,13 +335,19 @@ class LegalRepair(Repair):
         self._encoding = encoding
 
     def _do(
-        self, problem: Problem, X: np.ndarray, *args: Any, random_state: np.random.Generator, **_: Any
+        self,
+        problem: Problem,
+        X: np.ndarray,
+        *args: Any,
+        random_state: np.random.Generator,
+        **_: Any,
     ) -> np.ndarray:
         return np.array([self._encoding.repair(x, random_state) for x in X.astype(int)])
 
 
 class Unseen(DuplicateElimination):
-    """Refuses whatever was asked before, measured, failed or still running, and twins among the offspring.
+    """Refuses whatever was asked before, measured, failed or still running, and twins among the
+    offspring.
 
     Args:
         encoding: of the search space.
@@ -354,9 +373,7 @@ class Unseen(DuplicateElimination):
         return identity(self._encoding.sample(individual.X.astype(int)))
 
 
-def _baseline_indices(
-    encoding: Encoding, baselines: Mapping[str, Sample]
-) -> list[np.ndarray]:
+def _baseline_indices(encoding: Encoding, baselines: Mapping[str, Sample]) -> list[np.ndarray]:
     indices = {}
     for name, sample in baselines.items():
         try:

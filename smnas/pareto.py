@@ -1,7 +1,7 @@
 """Pareto ranks and hypervolume (pymoo's), and a run as a pymoo `Result`.
 
-Works on minimised rows, as `objectives.vector` makes them. Imports no torch; the algorithms themselves are
-imported by `optimizer` alone.
+Works on minimised rows, as `objectives.vector` makes them. Imports no torch; the algorithms
+themselves are imported by `optimizer` alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def non_dominated(rows: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(rows: np.ndarray, reference: np.ndarray) -> float:
-    """Volume that rows (`n x m`, minimised) dominate within the reference point (`m`); 0 for none."""
+    """Volume that rows (`n x m`, minimised) dominate within the reference point (`m`); 0 for
+    none.
+    """
     if len(rows) == 0:
         return 0.0
     return float(HV(ref_point=reference)(rows))
@@ -57,7 +59,9 @@ def front(trials: list[Trial], objectives: Objectives) -> list[Trial]:
 
 
 def hypervolume_curve(trials: list[Trial], objectives: Objectives) -> list[float]:
-    """Hypervolume after each finished trial, in the order of finishing (failures repeat the value)."""
+    """Hypervolume after each finished trial, in the order of finishing (failures repeat the
+    value).
+    """
     finished = sorted((t for t in trials if t.told is not None), key=lambda t: t.told or 0.0)
     curve, rows, value = [], np.empty((0, len(objectives.names))), 0.0
     for trial in finished:

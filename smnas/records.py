@@ -1,6 +1,8 @@
-"""The frozen values that travel through everything: a `Candidate` goes out, an `Outcome` comes back.
+"""The frozen values that travel through everything: a `Candidate` goes out, an `Outcome` comes
+back.
 
-Light: imports no torch, NNI or pymoo. Records turn into plain JSON objects and back here and nowhere else.
+Light: imports no torch, NNI or pymoo. Records turn into plain JSON objects and back here and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ Sample = Mapping[str, Option]
 """`{label: option}`, as NNI uses the word."""
 
 ORIGINS = ("baseline", "random", "mating")
-"""Where a candidate came from: the experiment's list of known detectors, chance, or the algorithm."""
+"""Where a candidate came from: the experiment's list of known detectors, chance, or the
+algorithm.
+"""
 
 FAILURE_REASONS = {
     "over_latency": "latency is over the bound, so it was not trained",
@@ -82,7 +86,8 @@ class Measured:
     """A candidate that was built, timed and trained.
 
     Args:
-        metrics: `{name with its unit: finite number}`, for instance `latency_ms`, `map` (0 to 1), `params_m`.
+        metrics: `{name with its unit: finite number}`, for instance `latency_ms`, `map` (0 to 1),
+            `params_m`.
         info: what else is worth keeping: device, per-epoch curve, batch size, library versions.
 
     Raises:

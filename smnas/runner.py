@@ -1,8 +1,10 @@
-"""The embedded runner: every trial is a subprocess of this one, with a time limit and a folder of its own.
+"""The embedded runner: every trial is a subprocess of this one, with a time limit and a folder of
+its own.
 
-The same `trialCommand` runs here and under NNI. A trial finds its candidate and its folder through environment
-variables (`SMNAS_SAMPLE`, `SMNAS_TRIAL_DIR`, `SMNAS_SEED`), writes `outcome.json` there, and ends when this
-process does, because its standard input is a pipe that we hold. Imports no torch.
+The same `trialCommand` runs here and under NNI. A trial finds its candidate and its folder through
+environment variables (`SMNAS_SAMPLE`, `SMNAS_TRIAL_DIR`, `SMNAS_SEED`), writes `outcome.json`
+there, and ends when this process does, because its standard input is a pipe that we hold. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ def local_workers(number: int, gpus: Sequence[str] | None = None) -> list[Worker
 
 
 def visible_gpus() -> list[str]:
-    """Numbers of the CUDA devices, from `CUDA_VISIBLE_DEVICES` or `nvidia-smi`; empty where there are none."""
+    """Numbers of the CUDA devices, from `CUDA_VISIBLE_DEVICES` or `nvidia-smi`; empty where there
+    are none.
+    """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [gpu for gpu in named.split(",") if gpu]
@@ -145,15 +149,15 @@ class EmbeddedRunner:
             time.sleep(_POLL_SECONDS)
 
     def cancel(self) -> None:
-        """Kills what is running. The candidates stay asked in the journal and are run again on resume."""
+        """Kills what is running. The candidates stay asked in the journal and are run again on
+        resume.
+        """
         for trial in self._running:
             _kill(trial.process)
             self._idle.append(trial.worker)
         self._running = []
 
-    def _start(
-        self, candidate: Candidate, folder: Path, worker: Worker
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, candidate: Candidate, folder: Path, worker: Worker) -> subprocess.Popen[bytes]:
         folder.mkdir(parents=True, exist_ok=True)
         sample = folder / "sample.json"
         sample.write_text(json.dumps(dict(candidate.sample), indent=1))
@@ -188,6 +192,8 @@ class EmbeddedRunner:
         self._running.remove(trial)
         self._idle.append(trial.worker)
         outcome = read_outcome(folder, trial.candidate)
+        if isinstance(outcome, Failed) and outcome.reason != "over_latency":
+            return Failed(outcome.reason, f"{outcome.detail}\n{log_tail(folder)}", outcome.metrics)
         if outcome is not None:
             return outcome
         if status is None:
@@ -200,7 +206,9 @@ class EmbeddedRunner:
 
 
 def trial_environment(worker: Worker) -> dict[str, str]:
-    """Environment variables that give a trial its share of the machine, and this Python's programs."""
+    """Environment variables that give a trial its share of the machine, and this Python's
+    programs.
+    """
     threads = str(worker.threads)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {"PATH": path, "OMP_NUM_THREADS": threads, "SMNAS_THREADS": threads}

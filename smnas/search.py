@@ -30,7 +30,9 @@ DATA_VARIABLE = "SMNAS_DATA"
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line may say otherwise than the experiment file; None leaves the file's value."""
+    """What the command line may say otherwise than the experiment file; None leaves the file's
+    value.
+    """
 
     trials: int | None = None
     hours: float | None = None
@@ -121,7 +123,8 @@ def header(experiment: Experiment, optimizer: Optimizer, workers: int) -> dict[s
 def check_trial_command(experiment: Experiment, run: Path, worker: Worker) -> None:
     """Starts the trial program once for a look at its arguments and the data only.
 
-    A search whose trials cannot start would turn every candidate into a failure; this says so at once.
+    A search whose trials cannot start would turn every candidate into a failure; this says so at
+    once.
 
     Raises:
         ConfigError: the trial program refuses; the message is its own last line.
@@ -175,7 +178,9 @@ def _only_search(run: Path) -> Iterator[None]:
 
 @contextmanager
 def _resolved_data() -> Iterator[None]:
-    """Makes `SMNAS_DATA` absolute: trials run in the experiment's folder, not where the user stands."""
+    """Makes `SMNAS_DATA` absolute: trials run in the experiment's folder, not where the user
+    stands.
+    """
     given = os.environ.get(DATA_VARIABLE)
     if given:
         os.environ[DATA_VARIABLE] = str(Path(given).resolve())

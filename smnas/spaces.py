@@ -17,8 +17,8 @@ def open_space(reference: str, **arguments: Any) -> Mutable:
     """Builds the search space that a reference names.
 
     Args:
-        reference: `package.module:Class`, or the path of an experiment file (`.yml`, `.yaml`). Modules are
-            also found in the current folder.
+        reference: `package.module:Class`, or the path of an experiment file (`.yml`, `.yaml`).
+            Modules are also found in the current folder.
         arguments: given to the space on top of the experiment's `space_args`.
 
     Raises:

@@ -1,7 +1,7 @@
 """The loop of a search and only the loop: ask, submit, collect, append, tell, stop.
 
-Who decides (the optimiser), who runs (the runner) and who remembers (the journal) are protocols here.
-Imports no torch, NNI or pymoo.
+Who decides (the optimiser), who runs (the runner) and who remembers (the journal) are protocols
+here. Imports no torch, NNI or pymoo.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One candidate -> one outcome: the program that both runners start (`smnas trial`).
 
-Reads from top to bottom: freeze the space, build the detector, measure its cost and latency, train it from
-scratch, evaluate it on the search split. The only module that sets torch's global seed, because the process is
-this trial's own.
+Reads from top to bottom: freeze the space, build the detector, measure its cost and latency, train
+it from scratch, evaluate it on the search split. The only module that sets torch's global seed,
+because the process is this trial's own.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Settings:
         checkpoint: keep the trained weights in the trial's folder.
         latency_threads: CPU threads while latency is measured; the same for all trials of a study,
             however many workers share the machine.
-        loader_workers: processes that load pictures, on CUDA; a CPU loads in the trial's own process.
+        loader_workers: processes that load pictures, on CUDA; a CPU loads in the trial's own
+            process.
     """
 
     space: str
@@ -138,8 +139,10 @@ def run_trial(
         folder: where the trained weights are kept; None keeps none.
 
     Returns:
-        `Measured` with `map`, `ap50`, `ap75`, `ap_small/medium/large`, `latency_ms` with its spread and count,
-        `params_m`, `macs_g`, `train_seconds`, `peak_memory_mb`; or `Failed` with what had been measured.
+        `Measured` with `map`, `ap50`, `ap75`, `ap_small/medium/large`, `latency_ms` with its spread
+        and count,
+        `params_m`, `macs_g`, `train_seconds`, `peak_memory_mb`; or `Failed` with what had been
+        measured.
 
     Raises:
         UserError: settings, data or sample are wrong.
@@ -152,7 +155,7 @@ def run_trial(
     try:
         training, held_out = open_data(settings)
         detector = build(settings, sample, training.num_classes).to(device)
-        size = parse_input_size(detector.input_size)
+        size = parse_input_size(str(detector.input_size))
         training = training.view(training.image_ids, size)
         held_out = held_out.view(held_out.image_ids, size)
         measured |= measure_cost(detector, size).to_metrics()
@@ -181,7 +184,9 @@ def open_data(settings: Settings) -> tuple[CocoDataset, CocoDataset]:
     whole = CocoDataset(DataFolder.open(settings.data).train)
     train_ids, held_out_ids = split_ids(whole.image_ids, settings.search_split)
     if not train_ids or not held_out_ids:
-        raise DataError(f"data {settings.data}: wanted at least 2 training pictures, got {len(whole)}")
+        raise DataError(
+            f"data {settings.data}: wanted at least 2 training pictures, got {len(whole)}"
+        )
     return whole.view(train_ids, None), whole.view(held_out_ids, None)
 
 
@@ -203,7 +208,8 @@ def check_settings(settings: Settings) -> None:
         missing = dataset.missing_pictures()
         if missing:
             raise DataError(
-                f"data {settings.data}: {len(missing)} pictures are missing, for instance {missing[0]}"
+                f"data {settings.data}: {len(missing)} pictures are missing,"
+                f" for instance {missing[0]}"
             )
     open_space(settings.space, num_classes=training.num_classes)
 
@@ -237,7 +243,9 @@ def _fit(
     quiet: QuietDevice,
     report: Callable[[dict[str, Any]], None],
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Trains, evaluating after each epoch; returns the last metrics and what else is worth keeping."""
+    """Trains, evaluating after each epoch; returns the last metrics and what else is worth
+    keeping.
+    """
     device, generator = settings.torch_device, torch.Generator().manual_seed(settings.seed)
     loader = _loader(training, settings, generator)
     curve: list[dict[str, Any]] = []
@@ -296,7 +304,8 @@ class _Shuffled(Sampler[list[int]]):
 
 
 class FolderReporter:
-    """Writes a trial's results into its folder: `curve.jsonl` as it goes, `outcome.json` at the end.
+    """Writes a trial's results into its folder: `curve.jsonl` as it goes, `outcome.json` at the
+    end.
 
     Args:
         folder: of the trial; made if it is not there.
@@ -356,7 +365,8 @@ def run_from_command_line(
     if folder is not None:
         reporters.append(FolderReporter(folder, sample))
     outcome = _guarded(settings, sample, reporters, folder)
-    print(json.dumps(outcome.to_json()), flush=True)
+    if not reporters:
+        print(json.dumps(outcome.to_json()), flush=True)
     for reporter in reporters:
         reporter.end(outcome)
     return 0 if isinstance(outcome, Measured) else 1
@@ -395,7 +405,8 @@ def _read_sample(path: Path | None) -> Sample:
 def _end_with_parent() -> None:
     """Ends this process when the search that started it ends, however that happens.
 
-    The embedded runner holds the other end of standard input; it closes when the runner's process dies.
+    The embedded runner holds the other end of standard input; it closes when the runner's process
+    dies.
     """
     if not os.environ.get("SMNAS_WATCH_STDIN"):
         return

@@ -29,8 +29,8 @@ class ParetoTuner(Tuner):
         class_args: the experiment's `tuner.classArgs`, see `smnas.experiment.SearchSettings`.
 
     Raises:
-        ConfigError: an argument is unknown, misspelt or of the wrong kind, or `generational` is set: NNI has no
-            word for "wait", only for "finished".
+        ConfigError: an argument is unknown, misspelt or of the wrong kind, or `generational` is
+            set: NNI has no word for "wait", only for "finished".
         SpaceError: the search space cannot be built.
     """
 
@@ -75,7 +75,9 @@ class ParetoTuner(Tuner):
     def receive_trial_result(
         self, parameter_id: int, parameters: Mapping[str, Any], value: Any, **_: Any
     ) -> None:
-        """Takes a trial's final result, a dict with every objective; anything else counts as a failure."""
+        """Takes a trial's final result, a dict with every objective; anything else counts as a
+        failure.
+        """
         self._tell(parameter_id, self._outcome(parameter_id, value))
 
     def trial_end(self, parameter_id: int, success: bool, **_: Any) -> None:

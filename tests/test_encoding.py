@@ -13,7 +13,8 @@ from smnas.errors import SpaceError
 
 
 def space_with_many_rules() -> MutableList:
-    """Six choices of which only every neighbouring pair that differs is legal, and a forced last one."""
+    """Six choices of which only every neighbouring pair that differs is legal, and a forced last
+    one."""
     choices = [Categorical([0, 1, 2], label=f"x{i}") for i in range(6)]
     pairs = [
         ExpressionConstraint(a != b, label=f"{a.label}_{b.label}")

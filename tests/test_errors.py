@@ -15,5 +15,7 @@ def test_nearest_lists_what_is_known_when_nothing_is_close() -> None:
 
 def test_check_names_says_where() -> None:
     check_names(["seed"], ["seed", "population"], "classArgs")
-    with pytest.raises(ConfigError, match="^classArgs: no setting named 'sed'; did you mean 'seed'"):
+    with pytest.raises(
+        ConfigError, match="^classArgs: no setting named 'sed'; did you mean 'seed'"
+    ):
         check_names({"seed": 1, "sed": 2}, ["seed", "population"], "classArgs")

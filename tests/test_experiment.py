@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from smnas.encoding import Encoding
 from smnas.errors import ConfigError
 from smnas.experiment import SearchSettings, load_experiment
+from smnas.spaces import open_space
 
 GOOD = {
     "experimentName": "mine",
@@ -58,7 +61,11 @@ def test_defaults(tmp_path: Path) -> None:
 
 def with_class_args(**changes: object) -> dict:
     args = {**GOOD["tuner"]["classArgs"], **changes}  # type: ignore[index]
-    return {"className": "x.Y", "codeDirectory": ".", "classArgs": {k: v for k, v in args.items() if v is not None}}
+    return {
+        "className": "x.Y",
+        "codeDirectory": ".",
+        "classArgs": {k: v for k, v in args.items() if v is not None},
+    }
 
 
 @pytest.mark.parametrize(
@@ -73,7 +80,10 @@ def with_class_args(**changes: object) -> dict:
         ({"tuner": None}, "wanted tuner, got none"),
         ({"trialConcurrency": "two"}, "trialConcurrency: wanted"),
         ({"trialCommand": "smnas trial --data x"}, "wanted smnas trial SPACE, got no SPACE"),
-        ({"trialCommand": "smnas trial other.yml"}, "wanted this file or a.b:C as the trial's space"),
+        (
+            {"trialCommand": "smnas trial other.yml"},
+            "wanted this file or a.b:C as the trial's space",
+        ),
         ({"trialCommand": "smnas trial 'x"}, "trialCommand: No closing quotation"),
         ({"tuner": with_class_args(populaton=4)}, "did you mean 'population'"),
         ({"tuner": with_class_args(space=None)}, "classArgs: wanted space: package.module:Class"),
@@ -81,7 +91,10 @@ def with_class_args(**changes: object) -> dict:
         ({"tuner": with_class_args(seed=True)}, "seed: wanted a whole number, got True"),
         ({"tuner": with_class_args(objectives=["map"])}, "objectives: wanted keys and values"),
         ({"tuner": with_class_args(objectives={"map": "up"})}, "map: wanted minimize or maximize"),
-        ({"tuner": with_class_args(reference_point={})}, r"wanted a value for each of \['latency_ms'"),
+        (
+            {"tuner": with_class_args(reference_point={})},
+            r"wanted a value for each of \['latency_ms'",
+        ),
         ({"trainingService": {"platform": "moon"}}, "mine.yml: "),
     ],
 )
@@ -108,12 +121,25 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_settings_survive_json() -> None:
-    settings = SearchSettings.from_class_args(GOOD["tuner"]["classArgs"], "here")  # type: ignore[index]
+    args = GOOD["tuner"]["classArgs"]  # type: ignore[index]
+    settings = SearchSettings.from_class_args(args, "here")
     assert SearchSettings.from_class_args(settings.to_json(), "here") == settings
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "experiments").rglob("*.yml")))
+SHIPPED = sorted((Path(__file__).parents[1] / "experiments").rglob("*.yml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name + "-" + path.stem)
 def test_every_shipped_experiment_loads(path: Path) -> None:
     experiment = load_experiment(path)
     assert experiment.search.baselines
     assert experiment.trial_command.startswith(f"smnas trial {path.name} ")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name + "-" + path.stem)
+def test_search_space_files_are_in_step_with_their_spaces(path: Path) -> None:
+    encoding = Encoding.of(open_space(str(path)))
+    kept = json.loads(path.with_suffix(".search_space.json").read_text())
+    assert kept == encoding.nni_search_space()
+    for sample in load_experiment(path).search.baselines.values():
+        encoding.check(sample)

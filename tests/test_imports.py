@@ -62,7 +62,15 @@ def test_the_blocker_blocks() -> None:
     [
         ("matplotlib", {"smnas/report/plots.py"}),
         ("pymoo.algorithms", {"smnas/optimizer.py"}),
-        ("pymoo", {"smnas/optimizer.py", "smnas/pareto.py", "smnas/report/result.py", "smnas/__init__.py"}),
+        (
+            "pymoo",
+            {
+                "smnas/optimizer.py",
+                "smnas/pareto.py",
+                "smnas/report/result.py",
+                "smnas/__init__.py",
+            },
+        ),
         ("pycocotools", {"smnas/data/coco.py", "smnas/training/evaluation.py"}),
         ("fasteners", {"smnas/quiet.py", "smnas/search.py"}),
         ("smnas.cli", set()),

@@ -42,7 +42,10 @@ def test_what_was_written_is_read(path: Path) -> None:
         Asked(SECOND, 2.0),
         Told(1, Measured({"map": 0.5}, {"device": "cpu"}), 3.0),
     )
-    assert [(t.candidate.id, t.outcome is None) for t in history.trials()] == [(0, True), (1, False)]
+    assert [(t.candidate.id, t.outcome is None) for t in history.trials()] == [
+        (0, True),
+        (1, False),
+    ]
     assert history.pending() == [FIRST]
     assert read(path.parent) == history
 
@@ -85,7 +88,8 @@ def test_a_torn_line_is_reported(path: Path, caplog: pytest.LogCaptureFixture) -
         (b'{"event":"asked","time":1,"candidate":5}', ":3: corrupt event"),
         (b'{"event":"outcome","time":1,"id":0,"outcome":{"state":"?"}}', ":3: corrupt event"),
         (
-            b'{"event":"outcome","time":1,"id":9,"outcome":{"state":"measured","metrics":{},"info":{}}}',
+            b'{"event":"outcome","time":1,"id":9,"outcome":'
+            b'{"state":"measured","metrics":{},"info":{}}}',
             ":3: candidate 9 was told but never asked",
         ),
     ],

@@ -1,4 +1,5 @@
-"""The contract of every algorithm, across several generations, with failures, duplicates and a resume."""
+"""The contract of every algorithm, across several generations, with failures, duplicates and a
+resume."""
 
 from __future__ import annotations
 

@@ -56,7 +56,10 @@ def test_front_of_a_run(run: Path, objectives: Objectives) -> None:
     trials = read(run).trials()
     front = pareto.front(trials, objectives)
     _, rows = pareto.measured(front, objectives)
-    assert rows[:, 0].tolist() == sorted(rows[:, 0]) and rows[:, 1].tolist() == sorted(rows[:, 1])[::-1]
+    assert (
+        rows[:, 0].tolist() == sorted(rows[:, 0])
+        and rows[:, 1].tolist() == sorted(rows[:, 1])[::-1]
+    )
     everyone, all_rows = pareto.measured(trials, objectives)
     assert len(everyone) == sum(not isinstance(t.outcome, Failed) for t in trials) < 40
     for row in all_rows:

@@ -18,7 +18,7 @@ from smnas.runner import EmbeddedRunner, Worker, local_workers, read_outcome, wr
 PROGRAM = """
 import json, os, sys, time
 from pathlib import Path
-from smnas.records import Candidate, Measured
+from smnas.records import Candidate, Failed, Measured
 from smnas.runner import write_outcome
 
 sample = json.loads(Path(os.environ["SMNAS_SAMPLE"]).read_text())
@@ -31,7 +31,11 @@ if sample["do"] == "killed":
     os.kill(os.getpid(), 9)
 if sample["do"] == "sleep":
     time.sleep(60)
-info = {k: v for k, v in os.environ.items() if "SMNAS" in k or k in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+if sample["do"] == "fail":
+    outcome = Failed(sample["reason"], "step 3", {"latency_ms": 2.0})
+    write_outcome(folder, Candidate(0, "structural", sample), outcome)
+    sys.exit(1)
+info = {k: v for k, v in os.environ.items() if "SMNAS" in k or k == "OMP_NUM_THREADS"}
 write_outcome(folder, Candidate(0, "structural", sample), Measured({"map": 0.5}, info))
 """
 
@@ -43,7 +47,9 @@ def program(tmp_path: Path) -> str:
     return f"PYTHONPATH={Path(__file__).parents[1]} {sys.executable} {path}"
 
 
-def make(program: str, tmp_path: Path, workers: int = 1, limit: float | None = None) -> EmbeddedRunner:
+def make(
+    program: str, tmp_path: Path, workers: int = 1, limit: float | None = None
+) -> EmbeddedRunner:
     return EmbeddedRunner(
         program,
         tmp_path,
@@ -90,6 +96,19 @@ def test_failures_have_reasons_and_the_log_s_tail(program: str, tmp_path: Path) 
         assert isinstance(outcome, Failed) and outcome.reason == "crash"
         assert words in outcome.detail and "trial says" in outcome.detail
         assert read_outcome(tmp_path / "trials" / str(number), candidate(number, "x")) is None
+
+
+@pytest.mark.parametrize(("reason", "lines"), [("nan_loss", 2), ("over_latency", 1)])
+def test_a_trial_s_own_failure_gets_the_log_s_tail(
+    program: str, tmp_path: Path, reason: str, lines: int
+) -> None:
+    """But for one that says all by itself."""
+    runner = make(program, tmp_path)
+    runner.submit(Candidate(0, "structural", {"do": "fail", "reason": reason}))
+    outcome = collect_all(runner)[0]
+    assert isinstance(outcome, Failed) and outcome.reason == reason
+    assert len(outcome.detail.splitlines()) == lines and outcome.detail.startswith("step 3")
+    assert outcome.metrics == {"latency_ms": 2.0}
 
 
 def test_a_trial_over_its_time_is_ended(program: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from smnas.journal import Asked, read
 from smnas.records import Failed
 
 HERE = Path(__file__).parent
+FAKE_TRIAL = HERE / "fake_trial.py"
 BASELINE = {
     "backbone": "resnet50",
     "neck": "fpn",
@@ -36,7 +37,7 @@ def write_experiment(folder: Path, seconds: float = 0.0, **class_args: object) -
     path = folder / "toy.yml"
     content = {
         "searchSpace": {"unused": {"_type": "choice", "_value": [1, 2]}},
-        "trialCommand": f"PYTHONPATH={HERE.parent} {sys.executable} {HERE / 'fake_trial.py'} {seconds}",
+        "trialCommand": f"PYTHONPATH={HERE.parent} {sys.executable} {FAKE_TRIAL} {seconds}",
         "trialConcurrency": 1,
         "maxTrialNumber": 20,
         "trainingService": {"platform": "local"},
@@ -107,7 +108,8 @@ def test_a_search_ends_with_a_front(finished: tuple[Path, str]) -> None:
     trials = read(run).trials()
     assert len(trials) == 20 and trials[0].candidate.sample == BASELINE
     failed = [t for t in trials if isinstance(t.outcome, Failed)]
-    assert failed and "this detector cannot be trained" in failed[0].outcome.detail  # type: ignore[union-attr]
+    assert isinstance(failed[0].outcome, Failed)
+    assert "this detector cannot be trained" in failed[0].outcome.detail
 
 
 def test_front_prints_table_json_and_csv(finished: tuple[Path, str]) -> None:
@@ -117,7 +119,10 @@ def test_front_prints_table_json_and_csv(finished: tuple[Path, str]) -> None:
     assert values == sorted(values) and [m for _, m in values] == sorted(m for _, m in values)
     text = smnas("front", run, "--csv", cwd=run).stdout
     assert text == (run / "front.csv").read_text()
-    assert text.splitlines()[0].endswith("rpn,head,input_size") and len(text.splitlines()) == len(rows) + 1
+    assert (
+        text.splitlines()[0].endswith("rpn,head,input_size")
+        and len(text.splitlines()) == len(rows) + 1
+    )
     bound = values[1][0] if len(values) > 1 else values[0][0]
     under = json.loads(smnas("front", run, "--json", "--under-ms", bound, cwd=run).stdout)
     assert [r["id"] for r in under] == [r["id"] for r in rows if r["latency_ms"] <= bound]
@@ -151,7 +156,9 @@ def test_load_result_is_a_pymoo_result(finished: tuple[Path, str]) -> None:
     Scatter().add(result.F).add(result.pop.get("F")).do()
 
 
-def test_same_seed_same_samples_other_seed_others(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_same_seed_same_samples_other_seed_others(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
     run, _ = finished
     for seed in (0, 1):
         folder = tmp_path / str(seed)
@@ -162,7 +169,7 @@ def test_same_seed_same_samples_other_seed_others(finished: tuple[Path, str], tm
 
 
 def test_kill_9_again_and_again_changes_nothing(finished: tuple[Path, str], tmp_path: Path) -> None:
-    """Killed after 3, 5, ... outcomes until it is through: the same samples, none run twice to its end."""
+    """Killed three times: the same samples and outcomes, and no trial ran to its end twice."""
     run, _ = finished
     config = write_experiment(tmp_path)
     mine = tmp_path / "runs" / "toy"
@@ -214,7 +221,9 @@ def test_interrupt_stops_cleanly_and_says_how_to_resume(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert stderr.strip().startswith("smnas: stopped; nothing finished is lost; resume with: smnas search")
+    assert stderr.strip().startswith(
+        "smnas: stopped; nothing finished is lost; resume with: smnas search"
+    )
     history = read(tmp_path / "runs/toy")
     assert history.pending(), "what was running is still asked"
 
@@ -223,8 +232,14 @@ def test_interrupt_stops_cleanly_and_says_how_to_resume(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"seed": 5}, "belongs to another experiment: seed: it has 0, this one has 5"),
-        ({"objectives": {"map": "maximize"}, "reference_point": {}}, "belongs to another experiment: objectives"),
-        ({"space_args": {"input_sizes": ["96x96", "128x128", "160x160"]}}, "another experiment: space_args"),
+        (
+            {"objectives": {"map": "maximize"}, "reference_point": {}},
+            "belongs to another experiment: objectives",
+        ),
+        (
+            {"space_args": {"input_sizes": ["96x96", "128x128", "160x160"]}},
+            "another experiment: space_args",
+        ),
     ],
 )
 def test_another_experiment_s_run_folder_is_refused(
@@ -242,7 +257,10 @@ def test_another_experiment_s_run_folder_is_refused(
     [
         ({"space": "search_spaces.structural:Nothing"}, "has no 'Nothing'"),
         ({"space": "nowhere:X"}, "cannot import nowhere"),
-        ({"space_args": {"input_size": ["96x96"]}}, "no argument 'input_size'; did you mean 'input_sizes'"),
+        (
+            {"space_args": {"input_size": ["96x96"]}},
+            "no argument 'input_size'; did you mean 'input_sizes'",
+        ),
         ({"space_args": {"input_sizes": ["96"]}}, "wanted WIDTHxHEIGHT"),
         ({"algorithm": "nsga22"}, "no algorithm named 'nsga22'; did you mean 'nsga2'"),
         ({"algorithm_args": {"x": 1}}, "algorithm_args of nsga2: no setting named 'x'"),
@@ -250,7 +268,9 @@ def test_another_experiment_s_run_folder_is_refused(
         ({"baselines": {"b": {"backbone": "vgg"}}}, "baselines: b: sample: choice 'backbone'"),
     ],
 )
-def test_wrong_settings_get_one_line_and_status_2(tmp_path: Path, change: dict, message: str) -> None:
+def test_wrong_settings_get_one_line_and_status_2(
+    tmp_path: Path, change: dict, message: str
+) -> None:
     done = smnas("search", write_experiment(tmp_path, **change), cwd=tmp_path)
     assert_refused(done, message)
     assert not (tmp_path / "runs" / "toy" / "journal.jsonl").exists()
@@ -272,11 +292,16 @@ def test_wrong_settings_get_one_line_and_status_2(tmp_path: Path, change: dict, 
         (["trial", "toy.yml", "--data", "nowhere"], "wanted --sample FILE"),
         (["trial", "toy.yml", "--data", "nowhere", "--sample", "sample.json"], "nowhere"),
         (["trial", "toy.yml", "--data", "x", "--sample", "none.json"], "wanted a JSON file"),
-        (["trial", "toy.yml", "--data", "x", "--precision", "fp8"], "wanted fp32 or amp, got 'fp8'"),
+        (
+            ["trial", "toy.yml", "--data", "x", "--precision", "fp8"],
+            "wanted fp32 or amp, got 'fp8'",
+        ),
         (["trial", "toy.yml", "--data", "x", "--epochs", "0"], "Invalid value for '--epochs'"),
     ],
 )
-def test_wrong_words_get_one_line_and_status_2(tmp_path: Path, words: list[str], message: str) -> None:
+def test_wrong_words_get_one_line_and_status_2(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
     write_experiment(tmp_path)
     (tmp_path / "sample.json").write_text(json.dumps(BASELINE))
     assert_refused(smnas(*words, cwd=tmp_path), message)
@@ -293,7 +318,9 @@ def test_a_trial_command_that_cannot_start_is_found_before_the_search(tmp_path: 
     assert not (tmp_path / "runs/toy/journal.jsonl").exists()
 
 
-def test_a_corrupt_journal_is_reported_and_left_alone(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_corrupt_journal_is_reported_and_left_alone(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
     run, _ = finished
     lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
     config = write_experiment(tmp_path)

@@ -15,7 +15,8 @@ from smnas.study import Limits, Progress, Study
 
 
 class FakeRunner:
-    """Finishes the newest candidate first, one a call, and can be killed after a number of results."""
+    """Finishes the newest candidate first, one a call, and can be killed after a number of
+    results."""
 
     def __init__(
         self, workers: int, outcome: Callable[[Sample], Outcome], dies_after: int | None = None
@@ -53,9 +54,7 @@ def search(
         limits: Limits | None = None,
         **options: Callable,
     ) -> tuple[str, FakeRunner]:
-        optimizer = Optimizer(
-            encoding, objectives, population=8, seed=4, generational=generational
-        )
+        optimizer = Optimizer(encoding, objectives, population=8, seed=4, generational=generational)
         runner = FakeRunner(workers, toy_outcome_with_failures, dies_after)
         journal = Journal.open(tmp_path / name / FILE_NAME, toy_header)
         try:

@@ -17,7 +17,6 @@ from smnas.data.digits import make_digits
 from smnas.data.split import split_ids
 from smnas.errors import ConfigError, DataError, SpaceError, TrialFailure
 from smnas.records import Failed, Measured
-from smnas.runner import read_outcome
 from smnas.trial import Settings, run_from_command_line, run_trial
 
 SPACE = "search_spaces.structural:StructuralSpace"
@@ -165,7 +164,10 @@ def test_the_program_writes_its_folder(settings: Settings, tmp_path: Path) -> No
 
 
 def test_an_unforeseen_error_is_an_outcome_with_its_traceback(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     def fail(*args: object, **options: object) -> None:
         raise ZeroDivisionError("of ours")
@@ -201,7 +203,9 @@ def test_nni_gets_every_epoch_and_the_final_metrics(
     assert sent == []
 
 
-def test_check_only_looks_at_settings_space_and_pictures(settings: Settings, tmp_path: Path) -> None:
+def test_check_only_looks_at_settings_space_and_pictures(
+    settings: Settings, tmp_path: Path
+) -> None:
     assert run_from_command_line(settings, None, None, check_only=True) == 0
     data = tmp_path / "digits"
     make_digits(data, train=3, val=2, size=(96, 96))
@@ -246,7 +250,9 @@ def test_cuda_where_there_is_none(settings: Settings, monkeypatch: pytest.Monkey
 
 def test_a_trial_ends_with_the_search_that_started_it() -> None:
     """Its standard input is a pipe; when the other end is gone, so is the trial."""
-    program = "import time; from smnas.trial import _end_with_parent; _end_with_parent(); time.sleep(60)"
+    program = (
+        "import time; from smnas.trial import _end_with_parent; _end_with_parent(); time.sleep(60)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         stdin=subprocess.PIPE,
@@ -262,5 +268,7 @@ def test_a_trial_ends_with_the_search_that_started_it() -> None:
 def test_a_trial_on_cuda_uses_mixed_precision(settings: Settings) -> None:
     outcome = run_trial(changed(settings, device="cuda"), SAMPLE, lambda epoch: None)
     assert isinstance(outcome, Measured)
-    assert outcome.info["latency"]["precision"] == "amp" and outcome.info["latency"]["channels_last"]
+    assert (
+        outcome.info["latency"]["precision"] == "amp" and outcome.info["latency"]["channels_last"]
+    )
     assert outcome.metrics["peak_memory_mb"] > 0

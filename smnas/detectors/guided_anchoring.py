@@ -53,7 +53,8 @@ APPROXIMATIONS = tuple(
     for ratio in (0.5, 1.0, 2.0)
 )
 """Nine log (width, height) over the square, RetinaNet's 3 scales x 3 ratios. They stand for all
-shapes in the search for the best IoU that a location can reach with an object ("Training")."""
+shapes in the search for the best IoU that a location can reach with an object ("Training").
+"""
 
 
 class Predictions(NamedTuple):

@@ -1,6 +1,7 @@
 """Named objectives with directions, and the only place where a direction is flipped.
 
-Everything behind this module (Pareto ranks, hypervolume, the algorithms) minimises. Imports no torch.
+Everything behind this module (Pareto ranks, hypervolume, the algorithms) minimises. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ class Objectives:
 
     Args:
         directions: `{metric name: "minimize" | "maximize"}`, at least one.
-        reference: `{metric name: value}`, the corner from which hypervolume is measured, in the metric's own
-            unit and direction; fixed for a study and stored with it. Points beyond it count nothing.
+        reference: `{metric name: value}`, the corner from which hypervolume is measured, in the
+            metric's own unit and direction; fixed for a study and stored with it. Points beyond it
+            count nothing.
 
     Raises:
-        ConfigError: no objective, an unknown direction, or a reference that is missing or not finite.
+        ConfigError: no objective, an unknown direction, or a reference that is missing or not
+            finite.
     """
 
     directions: Mapping[str, str]

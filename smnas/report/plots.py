@@ -1,11 +1,14 @@
-"""Pictures of a run: the front, and hypervolume over trials. The only module that imports matplotlib.
+"""Pictures of a run: the front, and hypervolume over trials. The only module that imports
+matplotlib.
 
-Draws with figure objects of its own, so no global state of matplotlib is touched. Reads journals only.
+Draws with figure objects of its own, so no global state of matplotlib is touched. Reads journals
+only.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -130,5 +133,6 @@ def _staircase(axes: Axes, trials: list[Trial], objectives: Objectives) -> None:
     """The border of what the front dominates: no detector in between has been found."""
     x, y = (_values(trials, name) for name in objectives.names[:2])
     order = np.argsort(x)
-    where = "post" if objectives.directions[objectives.names[0]] == "minimize" else "pre"
+    rises = objectives.directions[objectives.names[0]] == "minimize"
+    where: Literal["post", "pre"] = "post" if rises else "pre"
     axes.step(x[order], y[order], where=where, color=_FRONT, linewidth=1, alpha=0.6)

@@ -1,4 +1,6 @@
-"""A run as a pymoo `Result`, for pymoo's own plots, indicators and decision making. Reads journals only."""
+"""A run as a pymoo `Result`, for pymoo's own plots, indicators and decision making. Reads journals
+only.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ from smnas.report.tables import objectives_of
 def load_result(run: Path | str) -> Result:
     """Reads a run folder (or journal file) into a pymoo `Result`.
 
-    `X` (`n x d` option indices) and `F` (`n x m`, minimised, so mAP is negative) are the Pareto set, `pop` all
-    measured individuals with their `id`, `history` one algorithm snapshot for each population's worth of
-    trials, as pymoo's convergence examples use it (`algorithm.evaluator.n_eval`, `.pop`, `.opt`).
+    `X` (`n x d` option indices) and `F` (`n x m`, minimised, so mAP is negative) are the Pareto
+    set, `pop` all measured individuals with their `id`, `history` one algorithm snapshot for each
+    population's worth of trials, as pymoo's convergence examples use it
+    (`algorithm.evaluator.n_eval`, `.pop`, `.opt`).
     `result.data` holds the objectives' names and the choices.
 
     Raises:
@@ -27,7 +30,9 @@ def load_result(run: Path | str) -> Result:
     history = read(Path(run))
     objectives = objectives_of(history)
     encoding = Encoding.from_choices(history.header["space"]["choices"])
-    finished = sorted((t for t in history.trials() if t.told is not None), key=lambda t: t.told or 0)
+    finished = sorted(
+        (t for t in history.trials() if t.told is not None), key=lambda t: t.told or 0
+    )
     step = history.header["experiment"]["population"]
     ends = sorted({*range(step, len(finished), step), len(finished)})
     return pareto.result([finished[:end] for end in ends], objectives, encoding)

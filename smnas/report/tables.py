@@ -27,7 +27,8 @@ def baseline_names(history: History) -> dict[str, str]:
 
 
 def front_rows(history: History, under_ms: float | None = None) -> list[dict[str, Any]]:
-    """The Pareto set as flat rows: id, stage, baseline name or None, metrics, then the sample's choices.
+    """The Pareto set as flat rows: id, stage, baseline name or None, metrics, then the sample's
+    choices.
 
     Args:
         history: a run's journal.
@@ -75,7 +76,9 @@ def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def describe_sample(sample: dict[str, Any], baseline: str | None) -> str:
-    """One line for a detector: its options in the order of the space, and its name if it has one."""
+    """One line for a detector: its options in the order of the space, and its name if it has
+    one.
+    """
     text = " ".join(f"{label}={option}" for label, option in sample.items())
     return f"{text}  ({baseline})" if baseline else text
 

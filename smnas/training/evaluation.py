@@ -25,7 +25,8 @@ from smnas.training.precision import autocast
 
 METRICS = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """COCO's names, in the order of pycocotools: IoU .50:.95, .50, .75, and objects below 32², between,
-and above 96² pixels of the original picture."""
+and above 96² pixels of the original picture.
+"""
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from smnas.errors import ConfigError
 
 WARMUP_SHARE = 0.25
 """At most this part of all steps is warm-up. A search trains for some hundred steps, most of which
-a warm-up of fixed length would eat; a quarter leaves three to learn in."""
+a warm-up of fixed length would eat; a quarter leaves three to learn in.
+"""
 
 
 @dataclass(frozen=True)
