@@ -110,6 +110,11 @@ class Settings:
         return torch.device(self.device)
 
     @property
+    def workers(self) -> int:
+        """Loading processes: none on a CPU, where they would take the cores that train."""
+        return 0 if self.torch_device.type == "cpu" else self.loader_workers
+
+    @property
     def amp(self) -> bool:
         return self.precision == "amp" or (
             self.precision is None and self.torch_device.type == "cuda"
@@ -140,9 +145,8 @@ def run_trial(
 
     Returns:
         `Measured` with `map`, `ap50`, `ap75`, `ap_small/medium/large`, `latency_ms` with its spread
-        and count,
-        `params_m`, `macs_g`, `train_seconds`, `peak_memory_mb`; or `Failed` with what had been
-        measured.
+        and count, `params_m`, `macs_g`, `train_seconds`, `peak_memory_mb`; or `Failed` with what
+        had been measured.
 
     Raises:
         UserError: settings, data or sample are wrong.
@@ -151,15 +155,16 @@ def run_trial(
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     device = settings.torch_device
+    quiet = QuietDevice(str(device))
     measured: dict[str, float] = {}
     try:
-        training, held_out = open_data(settings)
-        detector = build(settings, sample, training.num_classes).to(device)
-        size = parse_input_size(str(detector.input_size))
+        with quiet.working():
+            training, held_out = open_data(settings)
+            detector = build(settings, sample, training.num_classes).to(device)
+            size = parse_input_size(str(detector.input_size))
+            measured |= measure_cost(detector, size).to_metrics()
         training = training.view(training.image_ids, size)
         held_out = held_out.view(held_out.image_ids, size)
-        measured |= measure_cost(detector, size).to_metrics()
-        quiet = QuietDevice(str(device))
         latency = _latency(detector, size, settings, quiet)
         measured |= latency.to_metrics()
         _check_bound(latency, settings)
@@ -252,7 +257,13 @@ def _fit(
 
     def after_epoch(epoch: int, stats: EpochStats) -> None:
         metrics = evaluate(
-            detector, held_out, device=device, batch=settings.batch, quiet=quiet, amp=settings.amp
+            detector,
+            held_out,
+            device=device,
+            batch=settings.batch,
+            quiet=quiet,
+            amp=settings.amp,
+            workers=settings.workers,
         )
         curve.append({"epoch": epoch + 1, "loss": stats.loss, **metrics})
         report(curve[-1])
@@ -274,14 +285,12 @@ def _fit(
 
 
 def _loader(dataset: CocoDataset, settings: Settings, generator: torch.Generator) -> DataLoader:
-    # on a CPU the processes that would load are the ones that should train
-    workers = 0 if settings.torch_device.type == "cpu" else settings.loader_workers
     return DataLoader(
         dataset,
         batch_sampler=_Shuffled(len(dataset), settings.batch, generator),
         collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
         # its own, so that starting an epoch draws nothing from the trial's generators
         generator=torch.Generator().manual_seed(settings.seed),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from toy import toy_outcome, toy_space
 
 from smnas.encoding import Encoding
@@ -64,3 +65,9 @@ def toy_run(
         return run
 
     return make
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Threads of several test processes on few cores wait for each other (60 times the time)."""
+    torch.set_num_threads(1)
