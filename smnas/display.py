@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from statistics import fmean
 from types import TracebackType
 from typing import Self
 
@@ -28,15 +28,14 @@ class Standing:
 
     Args:
         objectives: of the study.
-        clock: seconds, monotonic.
     """
 
-    def __init__(self, objectives: Objectives, clock: Callable[[], float] = time.monotonic) -> None:
-        self._objectives, self._clock = objectives, clock
+    def __init__(self, objectives: Objectives) -> None:
+        self._objectives = objectives
         self._rows = np.empty((0, len(objectives.names)))
-        self.done, self.failed, self._done_before = 0, 0, 0
+        self._seconds: list[float] = []
+        self.done, self.failed = 0, 0
         self.limits = Limits()
-        self._started = clock()
 
     def resume(self, history: History, limits: Limits) -> None:
         """Takes over what a journal holds."""
@@ -44,10 +43,12 @@ class Standing:
         for event in history.events:
             if isinstance(event, Told):
                 self.add(event.outcome)
-        self._done_before, self._started = self.done, self._clock()
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome, seconds: float | None = None) -> None:
+        """Counts an outcome; `seconds` that its trial took, None if it was not run by this call."""
         self.done += 1
+        if seconds is not None:
+            self._seconds.append(seconds)
         if isinstance(outcome, Failed) or self._objectives.missing(outcome.metrics):
             self.failed += 1
             return
@@ -63,20 +64,20 @@ class Standing:
         """Best value of each objective; empty before the first measured trial."""
         return self._objectives.named(self._rows.min(axis=0)) if len(self._rows) else {}
 
-    @property
-    def seconds_left(self) -> float | None:
-        """From the pace of this call; None before its first outcome or without a limit of
-        trials.
+    def seconds_left(self, running: int) -> float | None:
+        """From the trials that this call ran; None before the first or without a limit of trials.
+
+        Args:
+            running: trials under way, which are taken to be half done.
         """
-        here = self.done - self._done_before
-        if self.limits.trials is None or not here:
+        if self.limits.trials is None or not self._seconds:
             return None
-        pace = (self._clock() - self._started) / here
-        return pace * max(0, self.limits.trials - self.done)
+        to_do = max(0.0, self.limits.trials - self.done - running / 2)
+        return fmean(self._seconds) * to_do / max(1, running)
 
     def text(self, running: int) -> str:
         best = ", ".join(f"best {name} {value:.4g}" for name, value in self.best.items())
-        left = self.seconds_left
+        left = self.seconds_left(running)
         parts = [
             f"{running} running",
             f"{self.failed} failed",
@@ -131,8 +132,8 @@ class SearchDisplay:
         began = {c.id: self._running.get(c.id, now) for c in progress.running}
         if progress.finished:
             candidate_id, outcome = progress.finished
-            self._standing.add(outcome)
             seconds = now - self._running.get(candidate_id, now)
+            self._standing.add(outcome, seconds)
             self._say(self._line(candidate_id, outcome, seconds, len(began)))
         self._running = began
 
