@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from fasteners import InterProcessLock
 
 from smnas import machine
@@ -23,6 +24,7 @@ from smnas.experiment import Experiment, SearchSettings
 from smnas.journal import FILE_NAME, History, Journal
 from smnas.optimizer import Optimizer
 from smnas.runner import EmbeddedRunner, Worker, local_workers, trial_environment, visible_gpus
+from smnas.spaces import make_importable
 from smnas.study import Limits, Progress, Study
 
 DATA_VARIABLE = "SMNAS_DATA"
@@ -79,6 +81,7 @@ def search(
         UserError: bad settings, data, run folder or journal; nothing has been lost.
         KeyboardInterrupt: the running trials were killed and stay pending in the journal.
     """
+    make_importable(experiment.directory)
     optimizer = make_optimizer(experiment.search)
     limits = Limits(
         overrides.trials or experiment.max_trials, overrides.hours or experiment.max_hours
@@ -116,6 +119,7 @@ def header(experiment: Experiment, optimizer: Optimizer, workers: int) -> dict[s
         "experiment": identifying,
         "space": optimizer.encoding.describe(),
         "workers": workers,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.cpu_name(),
         "machine": machine.describe(),
     }
 

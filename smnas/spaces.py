@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,25 @@ def open_space(reference: str, **arguments: Any) -> Mutable:
 
     Args:
         reference: `package.module:Class`, or the path of an experiment file (`.yml`, `.yaml`).
-            Modules are also found in the current folder.
+            Modules are also found in the current folder and beside the experiment file.
         arguments: given to the space on top of the experiment's `space_args`.
 
     Raises:
         ConfigError: the experiment file is wrong.
         SpaceError: the space cannot be found or built.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    make_importable(Path.cwd())
     if not reference.endswith((".yml", ".yaml")):
         return load_space(reference, arguments)
     path = Path(reference)
     tuner = read_yaml(path).get("tuner")
     class_args = tuner.get("classArgs") if isinstance(tuner, dict) else None
     settings = SearchSettings.from_class_args(class_args, f"{path}: tuner.classArgs")
+    make_importable(path.resolve().parent)
     return load_space(settings.space, {**settings.space_args, **arguments})
+
+
+def make_importable(folder: Path) -> None:
+    """Lets modules of a folder be imported, after all others: a user's search space is one."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

@@ -276,6 +276,23 @@ def test_wrong_settings_get_one_line_and_status_2(
     assert not (tmp_path / "runs" / "toy" / "journal.jsonl").exists()
 
 
+def test_a_space_beside_the_experiment_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "home_made_space.py").write_text(
+        "from search_spaces.structural import StructuralSpace\n"
+        "class Mine(StructuralSpace):\n"
+        "    'A space of my own.'\n"
+    )
+    path = write_experiment(tmp_path, space="home_made_space:Mine")
+    done = smnas("search", path, "--trials", 2, cwd=tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "elsewhere/runs/toy"
+    assert read(run).header["experiment"]["space"] == "home_made_space:Mine"
+    assert read(run).header["device"] and len(read(run).trials()) == 2
+    described = smnas("describe", path, cwd=tmp_path / "elsewhere")
+    assert "4,032 combinations" in described.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
