@@ -64,20 +64,22 @@ class Standing:
         """Best value of each objective; empty before the first measured trial."""
         return self._objectives.named(self._rows.min(axis=0)) if len(self._rows) else {}
 
-    def seconds_left(self, running: int) -> float | None:
+    def seconds_left(self, running: int, workers: int) -> float | None:
         """From the trials that this call ran; None before the first or without a limit of trials.
 
         Args:
             running: trials under way, which are taken to be half done.
+            workers: trials that run at a time.
         """
         if self.limits.trials is None or not self._seconds:
             return None
         to_do = max(0.0, self.limits.trials - self.done - running / 2)
-        return fmean(self._seconds) * to_do / max(1, running)
+        return fmean(self._seconds) * to_do / max(1, workers)
 
-    def text(self, running: int) -> str:
+    def text(self, running: int, workers: int) -> str:
+        """Everything in one line."""
         best = ", ".join(f"best {name} {value:.4g}" for name, value in self.best.items())
-        left = self.seconds_left(running)
+        left = self.seconds_left(running, workers)
         parts = [
             f"{running} running",
             f"{self.failed} failed",
@@ -101,6 +103,7 @@ class SearchDisplay:
         self._objectives = objectives
         self._lines: list[str] = []
         self._running: dict[int, float] = {}
+        self._workers = 0
         self._bar = Progress(
             TextColumn("trials"), BarColumn(), MofNCompleteColumn(), console=console
         )
@@ -130,6 +133,7 @@ class SearchDisplay:
     def __call__(self, progress: StudyProgress) -> None:
         now = time.monotonic()
         began = {c.id: self._running.get(c.id, now) for c in progress.running}
+        self._workers = max(self._workers, len(began))
         if progress.finished:
             candidate_id, outcome = progress.finished
             seconds = now - self._running.get(candidate_id, now)
@@ -142,7 +146,11 @@ class SearchDisplay:
         head = f"[{self._standing.done}{total}] trial {candidate_id} ({_duration(seconds)}): "
         line = head + describe_outcome(outcome, self._objectives)
         # the live display shows the standing below its lines
-        return line if self._console.is_terminal else f"{line} | {self._standing.text(running)}"
+        return (
+            line
+            if self._console.is_terminal
+            else f"{line} | {self._standing.text(running, self._workers)}"
+        )
 
     def _say(self, line: str) -> None:
         if self._console.is_terminal:
@@ -160,7 +168,7 @@ class SearchDisplay:
             table.add_row(line)
         ids = ", ".join(f"{i} ({_duration(now - t)})" for i, t in self._running.items())
         table.add_row(f"running: {ids or 'none'}")
-        table.add_row(self._standing.text(len(self._running)))
+        table.add_row(self._standing.text(len(self._running), self._workers))
         return Group(self._bar, table)
 
 

@@ -19,15 +19,15 @@ FIRST = Candidate(0, "structural", {"x": 1})
 def test_standing_counts_and_estimates(objectives: Objectives) -> None:
     standing = Standing(objectives)
     standing.resume(_nothing(), Limits(6))
-    assert standing.seconds_left(2) is None
+    assert standing.seconds_left(2, 2) is None
     standing.add(Measured({"latency_ms": 10.0, "map": 0.5}), 30.0)
     standing.add(Failed("crash", "boom"), 10.0)
     assert (standing.done, standing.failed) == (2, 1)
     assert standing.hypervolume == pytest.approx(40 * 0.5)
     assert standing.best == {"latency_ms": 10.0, "map": 0.5}
     # 20 s a trial, 4 to go of which 2 are half done, 2 at a time
-    assert standing.seconds_left(2) == 30.0
-    assert "2 running" in standing.text(2) and "about 30 s left" in standing.text(2)
+    assert standing.seconds_left(2, 2) == 30.0
+    assert "2 running" in standing.text(2, 2) and "about 30 s left" in standing.text(2, 2)
 
 
 def test_a_resumed_search_paces_itself_by_what_it_runs_now(
@@ -35,9 +35,9 @@ def test_a_resumed_search_paces_itself_by_what_it_runs_now(
 ) -> None:
     standing = Standing(objectives)
     standing.resume(read(toy_run(10)), Limits(12))
-    assert standing.done == 10 and standing.seconds_left(1) is None
+    assert standing.done == 10 and standing.seconds_left(1, 1) is None
     standing.add(Measured({"latency_ms": 10.0, "map": 0.5}), 8.0)
-    assert standing.seconds_left(0) == 8.0
+    assert standing.seconds_left(0, 1) == 8.0
 
 
 @pytest.mark.parametrize("terminal", [False, True])
