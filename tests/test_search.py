@@ -208,6 +208,8 @@ def test_interrupt_stops_cleanly_and_says_how_to_resume(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command("search", config, "--workers", "2", "--trials", "1000"),
         cwd=tmp_path,
+        # a test run in the background of a shell hands down that interrupts are ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
