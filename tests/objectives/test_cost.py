@@ -15,15 +15,6 @@ from smnas.objectives.cost import (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny tensors on busy cores: threads that wait for each other cost fifty times the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Deformable(nn.Module):
     def __init__(self, **options) -> None:
         super().__init__()

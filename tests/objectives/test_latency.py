@@ -19,15 +19,6 @@ from smnas.quiet import QuietDevice
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny tensors on busy cores: threads that wait for each other cost fifty times the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Log(list):
     """What happened, in order; stands for a `QuietDevice`, too."""
 

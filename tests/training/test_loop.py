@@ -24,15 +24,6 @@ CPU = torch.device("cpu")
 PLAIN = Recipe(epochs=1, lr=0.1, momentum=0, weight_decay=0.5, warmup_iterations=0, flip=0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny tensors on busy cores: threads that wait for each other cost fifty times the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Line(nn.Module):
     """Loss: mean over pictures of (w · brightness - label)². Has memory for `room` pictures."""
 
