@@ -21,7 +21,7 @@ from smnas.detectors.space import load_space
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, RunError
 from smnas.experiment import Experiment, SearchSettings
-from smnas.journal import FILE_NAME, History, Journal
+from smnas.journal import FILE_NAME, History, Journal, read
 from smnas.optimizer import Optimizer
 from smnas.runner import EmbeddedRunner, Worker, local_workers, trial_environment, visible_gpus
 from smnas.spaces import make_importable
@@ -88,7 +88,8 @@ def search(
     )
     workers = _workers(experiment, overrides.workers)
     with _only_search(run), _resolved_data():
-        check_trial_command(experiment, run, workers[0])
+        if not _is_complete(run / FILE_NAME, limits):
+            check_trial_command(experiment, run, workers[0])
         journal = Journal.open(run / FILE_NAME, header(experiment, optimizer, len(workers)))
         started(journal.history, limits)
         runner = EmbeddedRunner(
@@ -154,6 +155,14 @@ def check_trial_command(experiment: Experiment, run: Path, worker: Worker) -> No
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         (run / "check.log").write_text(done.stdout + done.stderr)
         raise ConfigError(f"{experiment.path}: trialCommand: {lines[-1].removeprefix('smnas: ')}")
+
+
+def _is_complete(path: Path, limits: Limits) -> bool:
+    """Whether a journal is there that leaves nothing to run."""
+    if limits.trials is None or not path.exists():
+        return False
+    history = read(path)
+    return len(history.trials()) >= limits.trials and not history.pending()
 
 
 def _workers(experiment: Experiment, number: int | None) -> list[Worker]:
