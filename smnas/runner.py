@@ -162,12 +162,10 @@ class EmbeddedRunner:
         sample = folder / "sample.json"
         sample.write_text(json.dumps(dict(candidate.sample), indent=1))
         environment = {
-            **os.environ,
+            **trial_environment(worker, self._seed),
             "SMNAS_SAMPLE": str(sample.resolve()),
             "SMNAS_TRIAL_DIR": str(folder.resolve()),
-            "SMNAS_SEED": str(self._seed),
             "SMNAS_WATCH_STDIN": "1",
-            **trial_environment(worker),
         }
         with (folder / "log.txt").open("wb") as log:
             return subprocess.Popen(
@@ -205,13 +203,19 @@ class EmbeddedRunner:
         return outcome
 
 
-def trial_environment(worker: Worker) -> dict[str, str]:
-    """Environment variables that give a trial its share of the machine, and this Python's
-    programs.
+def trial_environment(worker: Worker, seed: int) -> dict[str, str]:
+    """This process's environment, with a trial's share of the machine, the study's seed and this
+    Python's programs.
     """
     threads = str(worker.threads)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {"PATH": path, "OMP_NUM_THREADS": threads, "SMNAS_THREADS": threads}
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "OMP_NUM_THREADS": threads,
+        "SMNAS_THREADS": threads,
+        "SMNAS_SEED": str(seed),
+    }
     if worker.gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = worker.gpu
     return environment

@@ -137,10 +137,8 @@ def check_trial_command(experiment: Experiment, run: Path, worker: Worker) -> No
     if "smnas trial" not in experiment.trial_command:
         return
     environment = {
-        **os.environ,
+        **trial_environment(worker, experiment.search.seed),
         "SMNAS_CHECK_ONLY": "1",
-        "SMNAS_SEED": str(experiment.search.seed),
-        **trial_environment(worker),
     }
     done = subprocess.run(
         experiment.trial_command,

@@ -165,7 +165,7 @@ def test_workers_share_the_cores_and_take_gpus_in_turn(monkeypatch: pytest.Monke
     assert local_workers(2) == [Worker(None, 4), Worker(None, 4)]
     assert local_workers(16)[0].threads == 1
     assert [w.gpu for w in local_workers(3, ["0", "5"])] == ["0", "5", "0"]
-    assert module.trial_environment(Worker("5", 2))["CUDA_VISIBLE_DEVICES"] == "5"
+    assert module.trial_environment(Worker("5", 2), 0)["CUDA_VISIBLE_DEVICES"] == "5"
 
 
 def test_visible_gpus_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
