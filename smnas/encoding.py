@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,13 @@ left.
 """
 
 _MAX_TABLE = 100_000  # a constraint over more combinations than this is evaluated each time instead
+
+
+Mutate = Callable[[Sample, np.random.Generator], Sample]
+"""A legal sample -> another legal sample that is a little different."""
+
+Crossover = Callable[[Sample, Sample, np.random.Generator], Sample]
+"""Two legal samples -> a legal sample with something of both."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +92,18 @@ class Encoding:
         mutables: `{label: mutable}` as `space.simplify()` gives it: `Categorical`s and
             `Constraint`s.
 
+    Attributes:
+        mutate: the space's own mutation, None where it has none.
+        crossover: the space's own crossover, None where it has none.
+
     Raises:
         SpaceError: a mutable is of another kind, an option is no JSON scalar, or there is no
             choice.
     """
 
     def __init__(self, mutables: Mapping[str, LabeledMutable]) -> None:
+        self.mutate: Mutate | None = None
+        self.crossover: Crossover | None = None
         self.choices = tuple(
             _choice(label, m) for label, m in mutables.items() if not isinstance(m, Constraint)
         )
@@ -105,8 +118,13 @@ class Encoding:
 
     @classmethod
     def of(cls, space: Mutable) -> Encoding:
-        """The encoding of an NNI model space (or any other mutable)."""
-        return cls(space.simplify())
+        """The encoding of an NNI model space (or any other mutable), with the space's own
+        operators `mutate(sample, rng)` and `crossover(one, other, rng)` if it has them.
+        """
+        encoding = cls(space.simplify())
+        encoding.mutate = getattr(space, "mutate", None)
+        encoding.crossover = getattr(space, "crossover", None)
+        return encoding
 
     @classmethod
     def from_choices(cls, choices: Mapping[str, Sequence[Option]]) -> Encoding:
@@ -114,6 +132,24 @@ class Encoding:
         them.
         """
         return cls({label: Categorical(list(o), label=label) for label, o in choices.items()})
+
+    @classmethod
+    def union(cls, encodings: Sequence[Encoding]) -> Encoding:
+        """The encoding, without constraints, of whatever one of several has: each choice with the
+        options of all, numbers in ascending order.
+        """
+        options: dict[str, list[Option]] = {}
+        for encoding in encodings:
+            for choice in encoding.choices:
+                known = options.setdefault(choice.label, [])
+                known += [o for o in choice.options if _key(o) not in map(_key, known)]
+        numeric = (int, float)
+        return cls.from_choices(
+            {
+                label: sorted(o) if all(type(x) in numeric for x in o) else o
+                for label, o in options.items()
+            }
+        )
 
     @property
     def n_options(self) -> np.ndarray:
