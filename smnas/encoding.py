@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,35 +44,44 @@ class Choice:
 
 
 class _Rule:
-    """A constraint with its truth table over the choices that it mentions (they are few and
-    short).
-    """
+    """A constraint over the choices that it mentions, with what is known of its truth."""
 
     def __init__(self, constraint: Constraint, choices: Sequence[Choice]) -> None:
         position = {choice.label: k for k, choice in enumerate(choices)}
-        labels = [m.label for m in constraint.simplify().values() if m.label in position]
+        labels = [
+            m.label for m in constraint.simplify().values() if m.label in position
+        ]
         self.constraint = constraint
         self.columns = tuple(position[label] for label in dict.fromkeys(labels))
         self.choices = [choices[k] for k in self.columns]
-        shape = tuple(len(choice.options) for choice in self.choices)
-        self.table: np.ndarray | None = None
-        if math.prod(shape) <= _MAX_TABLE:
-            self.table = np.array([self._holds(index) for index in np.ndindex(shape)]).reshape(
-                shape
-            )
+        self._known: dict[tuple[int, ...], bool] = {}
 
     def _holds(self, index: Sequence[int]) -> bool:
-        sample = {c.label: c.options[i] for c, i in zip(self.choices, index, strict=True)}
+        sample = {
+            c.label: c.options[i] for c, i in zip(self.choices, index, strict=True)
+        }
         return bool(self.constraint.check_contains(sample) is None)
 
     def holds(self, index: np.ndarray) -> bool:
         own = tuple(int(index[k]) for k in self.columns)
-        return bool(self.table[own]) if self.table is not None else self._holds(own)
+        if own not in self._known:
+            self._known[own] = self._holds(own)
+        return self._known[own]
+
+    @cached_property
+    def _table(self) -> np.ndarray | None:
+        """Truth over all combinations, if these are few enough."""
+        shape = tuple(len(choice.options) for choice in self.choices)
+        if math.prod(shape) > _MAX_TABLE:
+            return None
+        return np.array([self._holds(index) for index in np.ndindex(shape)]).reshape(
+            shape
+        )
 
     def mask(self, indices: np.ndarray) -> np.ndarray:
         """`n x d` index vectors -> `n` booleans."""
-        if self.table is not None:
-            return self.table[tuple(indices[:, k] for k in self.columns)]
+        if self._table is not None:
+            return self._table[tuple(indices[:, k] for k in self.columns)]
         return np.array([self.holds(index) for index in indices], dtype=bool)
 
 
@@ -84,15 +94,22 @@ class Encoding:
     Args:
         mutables: `{label: mutable}` as `space.simplify()` gives it: `Categorical`s and
             `Constraint`s.
+        space: what has them. Its own methods (see `detectors.space.DetectorSpace`) are taken where
+            it has any.
 
     Raises:
         SpaceError: a mutable is of another kind, an option is no JSON scalar, or there is no
             choice.
     """
 
-    def __init__(self, mutables: Mapping[str, LabeledMutable]) -> None:
+    def __init__(
+        self, mutables: Mapping[str, LabeledMutable], space: Mutable | None = None
+    ) -> None:
+        self.space = space
         self.choices = tuple(
-            _choice(label, m) for label, m in mutables.items() if not isinstance(m, Constraint)
+            _choice(label, m)
+            for label, m in mutables.items()
+            if not isinstance(m, Constraint)
         )
         if not self.choices:
             raise SpaceError("search space: wanted at least one choice, got none")
@@ -100,20 +117,23 @@ class Encoding:
         self.constraints: tuple[Constraint, ...] = tuple(constraints)
         self._rules = [_Rule(constraint, self.choices) for constraint in constraints]
         self._positions = [
-            {_key(option): i for i, option in enumerate(choice.options)} for choice in self.choices
+            {_key(option): i for i, option in enumerate(choice.options)}
+            for choice in self.choices
         ]
 
     @classmethod
     def of(cls, space: Mutable) -> Encoding:
         """The encoding of an NNI model space (or any other mutable)."""
-        return cls(space.simplify())
+        return cls(space.simplify(), space)
 
     @classmethod
     def from_choices(cls, choices: Mapping[str, Sequence[Option]]) -> Encoding:
         """An encoding without constraints from `{label: options}`, as journals and NNI files hold
         them.
         """
-        return cls({label: Categorical(list(o), label=label) for label, o in choices.items()})
+        return cls(
+            {label: Categorical(list(o), label=label) for label, o in choices.items()}
+        )
 
     @property
     def n_options(self) -> np.ndarray:
@@ -132,7 +152,9 @@ class Encoding:
 
     def sample(self, index: Sequence[int] | np.ndarray) -> dict[str, Option]:
         """Index vector (`d`) -> sample."""
-        return {c.label: c.options[int(i)] for c, i in zip(self.choices, index, strict=True)}
+        return {
+            c.label: c.options[int(i)] for c, i in zip(self.choices, index, strict=True)
+        }
 
     def index(self, sample: Sample) -> np.ndarray:
         """Sample -> index vector (`d` integers).
@@ -143,9 +165,14 @@ class Encoding:
         labels = [choice.label for choice in self.choices]
         for label in sample:
             if label not in labels:
-                raise SpaceError(f"sample: no choice named {label!r}{nearest(label, labels)}")
+                raise SpaceError(
+                    f"sample: no choice named {label!r}{nearest(label, labels)}"
+                )
         return np.array(
-            [_position(c, p, sample) for c, p in zip(self.choices, self._positions, strict=True)]
+            [
+                _position(c, p, sample)
+                for c, p in zip(self.choices, self._positions, strict=True)
+            ]
         )
 
     def is_legal(self, index: np.ndarray) -> bool:
@@ -185,21 +212,36 @@ class Encoding:
             indices = indices[rule.mask(indices)]
         return indices
 
+    def count_legal(self) -> int | None:
+        """Number of legal samples; None if they are too many to count."""
+        count = getattr(self.space, "count_legal", None)
+        if count is not None:
+            return int(count())
+        return len(self.legal()) if self.size <= MAX_ENUMERATED else None
+
     def random(self, rng: np.random.Generator, tries: int = 1000) -> np.ndarray:
-        """A legal index vector (`d`), uniform over the legal ones (by rejection).
+        """A legal index vector (`d`), uniform over the legal ones: the space's own draw, or by
+        rejection.
 
         Raises:
             SpaceError: none of `tries` draws was legal; the message gives the acceptance rate.
         """
+        draw = getattr(self.space, "draw", None)
+        if draw is not None:
+            return self.check(draw(rng))
         for _ in range(tries):
             index = rng.integers(self.n_options)
             if self.is_legal(index):
                 return index
         if self.size <= MAX_ENUMERATED and len(legal := self.legal()):
             return legal[rng.integers(len(legal))]
-        raise SpaceError(f"drawing a legal sample: 0 of {tries} draws met the constraints")
+        raise SpaceError(
+            f"drawing a legal sample: 0 of {tries} draws met the constraints"
+        )
 
-    def repair(self, index: np.ndarray, rng: np.random.Generator, flips: int = 200) -> np.ndarray:
+    def repair(
+        self, index: np.ndarray, rng: np.random.Generator, flips: int = 200
+    ) -> np.ndarray:
         """The index vector (`d`) made legal by changing few choices; itself if it is legal.
 
         Changes one choice of a violated constraint at a time, towards fewer violations (WalkSAT,
@@ -215,9 +257,13 @@ class Encoding:
             index[column] = self._least_violating(index, column, rng)
         return self.random(rng)
 
-    def _least_violating(self, index: np.ndarray, column: int, rng: np.random.Generator) -> int:
+    def _least_violating(
+        self, index: np.ndarray, column: int, rng: np.random.Generator
+    ) -> int:
         trial = index.copy()
-        options = [i for i in range(len(self.choices[column].options)) if i != index[column]]
+        options = [
+            i for i in range(len(self.choices[column].options)) if i != index[column]
+        ]
         if not options:
             return int(index[column])
         rng.shuffle(options)
@@ -231,18 +277,20 @@ class Encoding:
         """Choices, constraints, size and number of legal combinations (None if too many to
         count).
         """
-        countable = self.size <= MAX_ENUMERATED
         return {
             "choices": {c.label: list(c.options) for c in self.choices},
             "ordinal": [c.label for c in self.choices if c.ordinal],
             "constraints": {c.label: _text(c) for c in self.constraints},
             "size": self.size,
-            "legal": len(self.legal()) if countable else None,
+            "legal": self.count_legal(),
         }
 
     def nni_search_space(self) -> dict[str, Any]:
         """The space as an NNI search-space file holds it (which has no place for constraints)."""
-        return {c.label: {"_type": "choice", "_value": list(c.options)} for c in self.choices}
+        return {
+            c.label: {"_type": "choice", "_value": list(c.options)}
+            for c in self.choices
+        }
 
 
 def _text(constraint: Constraint) -> str:
@@ -262,15 +310,21 @@ def _choice(label: str, mutable: LabeledMutable) -> Choice:
     options = tuple(mutable.values)
     for option in options:
         if not isinstance(option, str | int | float | bool):
-            raise SpaceError(f"choice {label!r}: wanted strings or numbers, got {option!r}")
-    numeric = all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
+            raise SpaceError(
+                f"choice {label!r}: wanted strings or numbers, got {option!r}"
+            )
+    numeric = all(
+        isinstance(o, int | float) and not isinstance(o, bool) for o in options
+    )
     ascending = numeric and all(a < b for a, b in itertools.pairwise(options))
     return Choice(label, options, ascending)
 
 
 def _position(choice: Choice, positions: Mapping[str, int], sample: Sample) -> int:
     if choice.label not in sample:
-        raise SpaceError(f"sample: choice {choice.label!r} is missing; got {sorted(sample)}")
+        raise SpaceError(
+            f"sample: choice {choice.label!r} is missing; got {sorted(sample)}"
+        )
     option = sample[choice.label]
     if _key(option) not in positions:
         raise SpaceError(
