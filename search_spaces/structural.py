@@ -58,29 +58,18 @@ class StructuralSpace(DetectorSpace):
     ) -> None:
         super().__init__()
         if norm == "frozen_bn" and not pretrained:
-            raise SpaceError(
-                "norm: 'frozen_bn' wants pretrained weights, got pretrained: false"
-            )
+            raise SpaceError("norm: 'frozen_bn' wants pretrained weights, got pretrained: false")
         parts = load_library(library)
 
-        backbone = self.choice(
-            "backbone", PRETRAINED_BACKBONES if pretrained else BACKBONES
-        )
+        backbone = self.choice("backbone", PRETRAINED_BACKBONES if pretrained else BACKBONES)
         options = structure_options(input_sizes, neck_ends)
-        structure = {
-            label: self.choice(label, listed) for label, listed in options.items()
-        }
+        structure = {label: self.choice(label, listed) for label, listed in options.items()}
         for label, expression in structure_rules(structure).items():
             self.rule(label, expression)
 
         body = parts.MutableBackbone(backbone, norm=norm, pretrained=pretrained)
         self.detector = wire_detector(
-            parts,
-            body,
-            structure,
-            num_classes=num_classes,
-            head_width=head_width,
-            norm=norm,
+            parts, body, structure, num_classes=num_classes, head_width=head_width, norm=norm
         )
 
 
@@ -106,29 +95,21 @@ def structure_options(
     }
 
 
-def structure_rules(
-    structure: Mapping[str, Categorical],
-) -> dict[str, MutableExpression]:
+def structure_rules(structure: Mapping[str, Categorical]) -> dict[str, MutableExpression]:
     """What fits together: `{what is ruled: expression}`, for choices of `structure_options`."""
     neck, start, end, width, rpn, head, size = structure.values()
     one_stage = rpn == "none"
-    first = (
-        (start == start.values[0]) & (end == end.values[0]) & (width == width.values[0])
-    )
+    first = (start == start.values[0]) & (end == end.values[0]) & (width == width.values[0])
     rules = {
-        "one-stage heads and no others go without an RPN": one_stage
-        == (head == "retinanet"),
-        "without a neck its levels and width are the first ones": (neck != "none")
-        | first,
+        "one-stage heads and no others go without an RPN": one_stage == (head == "retinanet"),
+        "without a neck its levels and width are the first ones": (neck != "none") | first,
     }
     if 7 in end.values:
         rules["level 7 is for one-stage detectors"] = (end != 7) | one_stage
     for text in size.values:
         for level in end.values:
             if map_side(text, level) < SMALLEST_MAP:
-                rules[f"{text} is too small for level {level}"] = (size != text) | (
-                    end != level
-                )
+                rules[f"{text} is too small for level {level}"] = (size != text) | (end != level)
     return rules
 
 
@@ -144,13 +125,7 @@ def wire_detector(
     """A backbone and everything that a structure has besides, as one detector of that library."""
     neck, start, end, width, rpn, head, size = structure.values()
     levels = parts.MutableNeck(
-        neck,
-        body.stages,
-        start=start,
-        end=end,
-        width=width,
-        norm=norm,
-        one_stage=rpn == "none",
+        neck, body.stages, start=start, end=end, width=width, norm=norm, one_stage=rpn == "none"
     )
     proposals = parts.MutableProposals(rpn, levels.stages, input_size=size, head=head)
     heads = parts.MutableHead(
@@ -169,9 +144,7 @@ def _check(input_sizes: Sequence[str], neck_ends: Sequence[int]) -> None:
     check_list("input_sizes", input_sizes, "WIDTHxHEIGHT")
     check_list("neck_ends", neck_ends, "levels from 5 to 7")
     if not set(neck_ends) <= {5, 6, 7} or neck_ends[0] == 7:
-        raise SpaceError(
-            f"neck_ends: wanted levels from 5 to 7, 7 not first, got {neck_ends!r}"
-        )
+        raise SpaceError(f"neck_ends: wanted levels from 5 to 7, 7 not first, got {neck_ends!r}")
     for text in input_sizes:
         if map_side(text, neck_ends[0]) < SMALLEST_MAP:
             raise SpaceError(

@@ -48,18 +48,14 @@ class _Rule:
 
     def __init__(self, constraint: Constraint, choices: Sequence[Choice]) -> None:
         position = {choice.label: k for k, choice in enumerate(choices)}
-        labels = [
-            m.label for m in constraint.simplify().values() if m.label in position
-        ]
+        labels = [m.label for m in constraint.simplify().values() if m.label in position]
         self.constraint = constraint
         self.columns = tuple(position[label] for label in dict.fromkeys(labels))
         self.choices = [choices[k] for k in self.columns]
         self._known: dict[tuple[int, ...], bool] = {}
 
     def _holds(self, index: Sequence[int]) -> bool:
-        sample = {
-            c.label: c.options[i] for c, i in zip(self.choices, index, strict=True)
-        }
+        sample = {c.label: c.options[i] for c, i in zip(self.choices, index, strict=True)}
         return bool(self.constraint.check_contains(sample) is None)
 
     def holds(self, index: np.ndarray) -> bool:
@@ -74,9 +70,7 @@ class _Rule:
         shape = tuple(len(choice.options) for choice in self.choices)
         if math.prod(shape) > _MAX_TABLE:
             return None
-        return np.array([self._holds(index) for index in np.ndindex(shape)]).reshape(
-            shape
-        )
+        return np.array([self._holds(index) for index in np.ndindex(shape)]).reshape(shape)
 
     def mask(self, indices: np.ndarray) -> np.ndarray:
         """`n x d` index vectors -> `n` booleans."""
@@ -107,9 +101,7 @@ class Encoding:
     ) -> None:
         self.space = space
         self.choices = tuple(
-            _choice(label, m)
-            for label, m in mutables.items()
-            if not isinstance(m, Constraint)
+            _choice(label, m) for label, m in mutables.items() if not isinstance(m, Constraint)
         )
         if not self.choices:
             raise SpaceError("search space: wanted at least one choice, got none")
@@ -117,8 +109,7 @@ class Encoding:
         self.constraints: tuple[Constraint, ...] = tuple(constraints)
         self._rules = [_Rule(constraint, self.choices) for constraint in constraints]
         self._positions = [
-            {_key(option): i for i, option in enumerate(choice.options)}
-            for choice in self.choices
+            {_key(option): i for i, option in enumerate(choice.options)} for choice in self.choices
         ]
 
     @classmethod
@@ -131,9 +122,7 @@ class Encoding:
         """An encoding without constraints from `{label: options}`, as journals and NNI files hold
         them.
         """
-        return cls(
-            {label: Categorical(list(o), label=label) for label, o in choices.items()}
-        )
+        return cls({label: Categorical(list(o), label=label) for label, o in choices.items()})
 
     @property
     def n_options(self) -> np.ndarray:
@@ -152,9 +141,7 @@ class Encoding:
 
     def sample(self, index: Sequence[int] | np.ndarray) -> dict[str, Option]:
         """Index vector (`d`) -> sample."""
-        return {
-            c.label: c.options[int(i)] for c, i in zip(self.choices, index, strict=True)
-        }
+        return {c.label: c.options[int(i)] for c, i in zip(self.choices, index, strict=True)}
 
     def index(self, sample: Sample) -> np.ndarray:
         """Sample -> index vector (`d` integers).
@@ -165,14 +152,9 @@ class Encoding:
         labels = [choice.label for choice in self.choices]
         for label in sample:
             if label not in labels:
-                raise SpaceError(
-                    f"sample: no choice named {label!r}{nearest(label, labels)}"
-                )
+                raise SpaceError(f"sample: no choice named {label!r}{nearest(label, labels)}")
         return np.array(
-            [
-                _position(c, p, sample)
-                for c, p in zip(self.choices, self._positions, strict=True)
-            ]
+            [_position(c, p, sample) for c, p in zip(self.choices, self._positions, strict=True)]
         )
 
     def is_legal(self, index: np.ndarray) -> bool:
@@ -235,13 +217,9 @@ class Encoding:
                 return index
         if self.size <= MAX_ENUMERATED and len(legal := self.legal()):
             return legal[rng.integers(len(legal))]
-        raise SpaceError(
-            f"drawing a legal sample: 0 of {tries} draws met the constraints"
-        )
+        raise SpaceError(f"drawing a legal sample: 0 of {tries} draws met the constraints")
 
-    def repair(
-        self, index: np.ndarray, rng: np.random.Generator, flips: int = 200
-    ) -> np.ndarray:
+    def repair(self, index: np.ndarray, rng: np.random.Generator, flips: int = 200) -> np.ndarray:
         """The index vector (`d`) made legal by changing few choices; itself if it is legal.
 
         Changes one choice of a violated constraint at a time, towards fewer violations (WalkSAT,
@@ -257,13 +235,9 @@ class Encoding:
             index[column] = self._least_violating(index, column, rng)
         return self.random(rng)
 
-    def _least_violating(
-        self, index: np.ndarray, column: int, rng: np.random.Generator
-    ) -> int:
+    def _least_violating(self, index: np.ndarray, column: int, rng: np.random.Generator) -> int:
         trial = index.copy()
-        options = [
-            i for i in range(len(self.choices[column].options)) if i != index[column]
-        ]
+        options = [i for i in range(len(self.choices[column].options)) if i != index[column]]
         if not options:
             return int(index[column])
         rng.shuffle(options)
@@ -287,10 +261,7 @@ class Encoding:
 
     def nni_search_space(self) -> dict[str, Any]:
         """The space as an NNI search-space file holds it (which has no place for constraints)."""
-        return {
-            c.label: {"_type": "choice", "_value": list(c.options)}
-            for c in self.choices
-        }
+        return {c.label: {"_type": "choice", "_value": list(c.options)} for c in self.choices}
 
 
 def _text(constraint: Constraint) -> str:
@@ -310,21 +281,15 @@ def _choice(label: str, mutable: LabeledMutable) -> Choice:
     options = tuple(mutable.values)
     for option in options:
         if not isinstance(option, str | int | float | bool):
-            raise SpaceError(
-                f"choice {label!r}: wanted strings or numbers, got {option!r}"
-            )
-    numeric = all(
-        isinstance(o, int | float) and not isinstance(o, bool) for o in options
-    )
+            raise SpaceError(f"choice {label!r}: wanted strings or numbers, got {option!r}")
+    numeric = all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
     ascending = numeric and all(a < b for a, b in itertools.pairwise(options))
     return Choice(label, options, ascending)
 
 
 def _position(choice: Choice, positions: Mapping[str, int], sample: Sample) -> int:
     if choice.label not in sample:
-        raise SpaceError(
-            f"sample: choice {choice.label!r} is missing; got {sorted(sample)}"
-        )
+        raise SpaceError(f"sample: choice {choice.label!r} is missing; got {sorted(sample)}")
     option = sample[choice.label]
     if _key(option) not in positions:
         raise SpaceError(

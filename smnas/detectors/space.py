@@ -94,63 +94,43 @@ def load_space(reference: str, arguments: Mapping[str, Any]) -> ModelSpace:
     try:
         return space(**arguments)
     except (TypeError, ValueError) as error:
-        raise SpaceError(
-            f"space {reference} with {dict(arguments)}: {error}"
-        ) from error
+        raise SpaceError(f"space {reference} with {dict(arguments)}: {error}") from error
 
 
 def _find(reference: str) -> type[ModelSpace]:
     module_name, _, class_name = reference.partition(":")
-    if not class_name.isidentifier() or not all(
-        map(str.isidentifier, module_name.split("."))
-    ):
+    if not class_name.isidentifier() or not all(map(str.isidentifier, module_name.split("."))):
         raise SpaceError(f"space: wanted package.module:Class, got {reference!r}")
     try:
         module = import_module(module_name)
     except Exception as error:  # whatever a user's module raises when it is run
         reason = f"{type(error).__name__}: {error}"
-        raise SpaceError(
-            f"space {reference}: cannot import {module_name}: {reason}"
-        ) from error
+        raise SpaceError(f"space {reference}: cannot import {module_name}: {reason}") from error
     names = [name for name, found in vars(module).items() if _is_space(found)]
     space = getattr(module, class_name, None)
     if space is None:
         near = nearest(class_name, names)
-        raise SpaceError(
-            f"space {reference}: {module_name} has no {class_name!r}{near}"
-        )
+        raise SpaceError(f"space {reference}: {module_name} has no {class_name!r}{near}")
     if not _is_space(space):
-        raise SpaceError(
-            f"space {reference}: wanted a subclass of NNI's ModelSpace, got {space!r}"
-        )
+        raise SpaceError(f"space {reference}: wanted a subclass of NNI's ModelSpace, got {space!r}")
     return space
 
 
 def _is_space(found: object) -> bool:
-    return (
-        isinstance(found, type)
-        and issubclass(found, ModelSpace)
-        and found is not ModelSpace
-    )
+    return isinstance(found, type) and issubclass(found, ModelSpace) and found is not ModelSpace
 
 
-def _check_arguments(
-    space: type[ModelSpace], reference: str, arguments: Mapping[str, Any]
-) -> None:
+def _check_arguments(space: type[ModelSpace], reference: str, arguments: Mapping[str, Any]) -> None:
     parameters = list(inspect.signature(_constructor(space)).parameters.values())[1:]
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return
     known = [parameter.name for parameter in parameters]
     for name in arguments:
         if name not in known:
-            raise SpaceError(
-                f"space {reference}: no argument {name!r}{nearest(str(name), known)}"
-            )
+            raise SpaceError(f"space {reference}: no argument {name!r}{nearest(str(name), known)}")
 
 
 def _constructor(space: type[ModelSpace]) -> Callable[..., None]:
     """The constructor as it was written: NNI wraps it, once for each subclass, and keeps it."""
     kept = [base.__dict__.get("_init_wrapped") for base in space.__mro__]
-    return next(
-        init for init in kept if init is not None and init.__name__ == "__init__"
-    )
+    return next(init for init in kept if init is not None and init.__name__ == "__init__")

@@ -80,9 +80,7 @@ def count_stages(fewest: int, most: int) -> int:
 
 def draw_stages(fewest: int, most: int, rng: np.random.Generator) -> Stages:
     """Stages of `fewest` to `most` blocks, all equally likely."""
-    counts = np.array(
-        [_count(blocks) for blocks in range(fewest, most + 1)], dtype=float
-    )
+    counts = np.array([_count(blocks) for blocks in range(fewest, most + 1)], dtype=float)
     blocks = fewest + int(rng.choice(len(counts), p=counts / counts.sum()))
     bounds = 1 + rng.choice(blocks - 1, STAGES - 1, replace=False)
     doubled = set(rng.choice(blocks, DOUBLINGS, replace=False).tolist())
@@ -99,9 +97,7 @@ def _bounds(stages: Stages) -> list[int]:
 
 
 def _cut(blocks: str, bounds: Iterable[int]) -> Stages:
-    return tuple(
-        blocks[start:end] for start, end in pairwise([0, *bounds, len(blocks)])
-    )
+    return tuple(blocks[start:end] for start, end in pairwise([0, *bounds, len(blocks)]))
 
 
 def _swapped(blocks: str, old: int, new: int) -> str:
