@@ -173,13 +173,35 @@ def _under(under_ms: float | None) -> str:
 @app.command()
 def describe(
     space: Annotated[
-        str, typer.Argument(help="package.module:Class, or an experiment file.", metavar="SPACE")
-    ],
+        str | None,
+        typer.Argument(help="package.module:Class, or an experiment file.", metavar="SPACE"),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print an NNI search-space file.")
+        bool, typer.Option("--json", help="Print an NNI search-space file, or the zoo's samples.")
     ] = False,
+    zoo: Annotated[bool, typer.Option("--zoo", help="Print the named detectors instead.")] = False,
 ) -> None:
-    """Print a search space: choices, constraints, size, legal combinations."""
+    """Print a search space: choices, constraints, size, legal combinations; or the zoo."""
+    if zoo == (space is not None):
+        got = "both" if zoo else "neither"
+        raise UserError(f"describe: wanted SPACE or --zoo, got {got}")
+    if space is None:
+        _describe_zoo(as_json)
+    else:
+        _describe_space(space, as_json)
+
+
+def _describe_zoo(as_json: bool) -> None:
+    from search_spaces.zoo import rows
+    from smnas.report import tables
+
+    if as_json:
+        print(json.dumps(rows(), indent=1))
+    else:
+        Console().print(tables.zoo_table(rows()))
+
+
+def _describe_space(space: str, as_json: bool) -> None:
     from smnas.encoding import Encoding
     from smnas.spaces import open_space
 

@@ -75,6 +75,27 @@ def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def zoo_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Rows of `search_spaces.zoo.rows` as a rich table: counted beside published."""
+    sources: dict[str, list[str]] = {}
+    table = Table(title="Zoo: counted, and as published", title_justify="left")
+    table.add_column("name", min_width=28, overflow="fold")
+    for name in ("params_m", "published", "map", "latency_ms"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        known = row["published"] or {}
+        table.add_row(
+            "\n".join(filter(None, (row["name"], row["note"]))),
+            _format("params_m", row["params_m"]),
+            *(_format(name, known.get(name)) for name in ("params_m", "map", "latency_ms")),
+        )
+        if known:
+            sources.setdefault(known["source"], []).append(row["name"])
+    table.caption = "\n".join(f"{source}: {', '.join(names)}" for source, names in sources.items())
+    table.caption_justify = "left"
+    return table
+
+
 def describe_sample(sample: dict[str, Any], baseline: str | None) -> str:
     """One line for a detector: its options in the order of the space, and its name if it has
     one.
