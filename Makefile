@@ -9,7 +9,7 @@ SOURCES := smnas search_spaces tests benchmarks
 .PHONY: setup demo test lint format clean help
 
 help:
-	@echo "make demo    search detectors for digit scenes and show the front (at most 10 minutes on 2 cores)"
+	@echo "make demo    search detectors for digit scenes, two stages, and show the front (at most 12 minutes on 2 cores)"
 	@echo "make test    run the test suite (at most 8 minutes on 2 cores)"
 	@echo "make setup   make the environment only"
 	@echo "make lint    black, isort, flake8, mypy"
@@ -28,7 +28,7 @@ data/digits: | setup
 	$(BIN)/smnas data digits data/digits
 
 demo: setup data/digits
-	$(BIN)/smnas search experiments/structural.yml --run runs/structural
+	$(BIN)/smnas search experiments/structural.yml experiments/modular.yml --run runs/structural
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered

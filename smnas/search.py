@@ -78,8 +78,8 @@ def search(
     began, reason = time.monotonic(), ""
     with _only_search(run), _resolved_data():
         plans = _plans(experiments, run, overrides)
-        for plan in plans:
-            _check(plan)
+        for number, plan in enumerate(plans):
+            _check(plan, first=number == 0)
         for number, plan in enumerate(plans):
             experiment, limits = plan.experiment, plan.limits
             earlier = [trial for done in plans[:number] for trial in read(done.folder).trials()]
@@ -196,6 +196,9 @@ def check_stages(experiments: Sequence[Experiment], overrides: Overrides) -> Non
                 f"{where}: space_args: structure: wanted none in a later stage:"
                 " it comes from the stage before"
             )
+        if experiment.search.groups < 1:
+            wanted = "a whole number of at least 1"
+            raise ConfigError(f"{where}: groups: wanted {wanted}, got {experiment.search.groups}")
     if overrides.trials and len(overrides.trials) not in (1, len(experiments)):
         raise ConfigError(
             f"--trials: wanted once, or once for each of {len(experiments)} stages,"
@@ -234,11 +237,19 @@ def _plans(experiments: Sequence[Experiment], run: Path, overrides: Overrides) -
     return plans
 
 
-def _check(plan: _Plan) -> None:
+def _check(plan: _Plan, first: bool) -> None:
     """Says at the start, not when its turn comes, that a stage cannot run."""
-    make_importable(plan.experiment.directory)
+    experiment, settings = plan.experiment, plan.experiment.search
+    make_importable(experiment.directory)
+    if not first:
+        space = load_space(settings.space, settings.space_args)
+        if not hasattr(space, "from_structural"):
+            raise ConfigError(
+                f"{experiment.path}: tuner.classArgs: space: wanted a space with a method"
+                f" from_structural in a later stage, got {settings.space}"
+            )
     if not _is_complete(plan.folder / FILE_NAME, plan.limits):
-        check_trial_command(plan.experiment, plan.folder, plan.workers[0])
+        check_trial_command(experiment, plan.folder, plan.workers[0])
 
 
 def _run_stage(plan: _Plan, limits: Limits, stage: Stage, observer: Observer) -> str:

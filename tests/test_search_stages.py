@@ -161,9 +161,12 @@ def test_a_first_stage_that_has_been_built_upon_is_closed(finished: Path, tmp_pa
             "structure: wanted none in a later stage",
         ),
         (
-            {"space": "search_spaces.structural:StructuralSpace"},
+            {
+                "space": "search_spaces.structural:StructuralSpace",
+                "space_args": {"input_sizes": SIZES},
+            },
             [],
-            "wanted a space with an argument structure",
+            "wanted a space with a method from_structural",
         ),
         ({"groups": 0}, [], "groups: wanted a whole number of at least 1, got 0"),
         ({}, 3 * ["--trials", 5], "--trials: wanted once, or once for each of 2 stages"),
