@@ -1,6 +1,5 @@
 """The modular space: its size, what is legal, its operators; every option builds and trains."""
 
-import itertools
 from collections import Counter, deque
 from collections.abc import Iterable
 
@@ -262,7 +261,7 @@ def test_refused_arguments(arguments, message):
 
 
 def covering() -> list[dict]:
-    """Few legal samples in which every option of the small space and each structure's head occur."""
+    """Few legal samples in which every option of the small space occurs, and a MobileNet."""
     space = ModularSpace(**{**SMALL, "input_sizes": (SIZE,)})
     rng = np.random.default_rng(0)
     samples = [space.draw(rng) for _ in range(2000)]
