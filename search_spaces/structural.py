@@ -6,7 +6,11 @@ wiring. `smnas.detectors.space.load_space` finds it; copy it to write one of you
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+from nni.mutable import Categorical, MutableExpression
+from torch import nn
 
 from smnas.detectors.components import (
     BACKBONES,
@@ -20,6 +24,7 @@ from smnas.detectors.components import (
 )
 from smnas.detectors.space import DetectorSpace
 from smnas.errors import SpaceError
+from smnas.records import Option
 
 SMALLEST_MAP = 3
 """Cells on the shorter side of the coarsest map, at least (SM-NAS)."""
@@ -52,53 +57,87 @@ class StructuralSpace(DetectorSpace):
         library: str = "auto",
     ) -> None:
         super().__init__()
-        _check(input_sizes, neck_ends)
         if norm == "frozen_bn" and not pretrained:
             raise SpaceError("norm: 'frozen_bn' wants pretrained weights, got pretrained: false")
         parts = load_library(library)
 
         backbone = self.choice("backbone", PRETRAINED_BACKBONES if pretrained else BACKBONES)
-        neck = self.choice("neck", NECKS)
-        start = self.choice("neck_start", (2, 3))
-        end = self.choice("neck_end", neck_ends)
-        width = self.choice("neck_width", (64, 128, 256))
-        rpn = self.choice("rpn", RPNS)
-        head = self.choice("head", HEADS)
-        size = self.choice("input_size", input_sizes)
-
-        one_stage = rpn == "none"
-        self.rule(
-            "one-stage heads and no others go without an RPN",
-            one_stage == (head == "retinanet"),
-        )
-        self.rule(
-            "without a neck its levels and width are the first ones",
-            (neck != "none") | ((start == 2) & (end == neck_ends[0]) & (width == 64)),
-        )
-        if 7 in neck_ends:
-            self.rule("level 7 is for one-stage detectors", (end != 7) | one_stage)
-        for text in input_sizes:
-            for level in neck_ends:
-                if map_side(text, level) < SMALLEST_MAP:
-                    self.rule(
-                        f"{text} is too small for level {level}", (size != text) | (end != level)
-                    )
+        options = structure_options(input_sizes, neck_ends)
+        structure = {label: self.choice(label, listed) for label, listed in options.items()}
+        for label, expression in structure_rules(structure).items():
+            self.rule(label, expression)
 
         body = parts.MutableBackbone(backbone, norm=norm, pretrained=pretrained)
-        levels = parts.MutableNeck(
-            neck, body.stages, start=start, end=end, width=width, norm=norm, one_stage=one_stage
+        self.detector = wire_detector(
+            parts, body, structure, num_classes=num_classes, head_width=head_width, norm=norm
         )
-        proposals = parts.MutableProposals(rpn, levels.stages, input_size=size, head=head)
-        heads = parts.MutableHead(
-            head,
-            levels.stages,
-            num_classes=num_classes,
-            input_size=size,
-            rpn=rpn,
-            width=head_width,
-            norm=norm,
-        )
-        self.detector = parts.Detector(body, levels, proposals, heads)
+
+
+def structure_options(
+    input_sizes: Sequence[str],
+    neck_ends: Sequence[int],
+    neck_widths: Sequence[int] = (64, 128, 256),
+) -> dict[str, Sequence[Option]]:
+    """What may be chosen of everything but the backbone: `{label: options}`.
+
+    Raises:
+        SpaceError: an argument is out of range.
+    """
+    _check(input_sizes, neck_ends)
+    return {
+        "neck": NECKS,
+        "neck_start": (2, 3),
+        "neck_end": neck_ends,
+        "neck_width": neck_widths,
+        "rpn": RPNS,
+        "head": HEADS,
+        "input_size": input_sizes,
+    }
+
+
+def structure_rules(structure: Mapping[str, Categorical]) -> dict[str, MutableExpression]:
+    """What fits together: `{what is ruled: expression}`, for choices of `structure_options`."""
+    neck, start, end, width, rpn, head, size = structure.values()
+    one_stage = rpn == "none"
+    first = (start == start.values[0]) & (end == end.values[0]) & (width == width.values[0])
+    rules = {
+        "one-stage heads and no others go without an RPN": one_stage == (head == "retinanet"),
+        "without a neck its levels and width are the first ones": (neck != "none") | first,
+    }
+    if 7 in end.values:
+        rules["level 7 is for one-stage detectors"] = (end != 7) | one_stage
+    for text in size.values:
+        for level in end.values:
+            if map_side(text, level) < SMALLEST_MAP:
+                rules[f"{text} is too small for level {level}"] = (size != text) | (end != level)
+    return rules
+
+
+def wire_detector(
+    parts: ModuleType,
+    body: nn.Module,
+    structure: Mapping[str, Categorical],
+    *,
+    num_classes: int,
+    head_width: int,
+    norm: str,
+) -> nn.Module:
+    """A backbone and everything that a structure has besides, as one detector of that library."""
+    neck, start, end, width, rpn, head, size = structure.values()
+    levels = parts.MutableNeck(
+        neck, body.stages, start=start, end=end, width=width, norm=norm, one_stage=rpn == "none"
+    )
+    proposals = parts.MutableProposals(rpn, levels.stages, input_size=size, head=head)
+    heads = parts.MutableHead(
+        head,
+        levels.stages,
+        num_classes=num_classes,
+        input_size=size,
+        rpn=rpn,
+        width=head_width,
+        norm=norm,
+    )
+    return parts.Detector(body, levels, proposals, heads)
 
 
 def _check(input_sizes: Sequence[str], neck_ends: Sequence[int]) -> None:

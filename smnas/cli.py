@@ -80,11 +80,16 @@ def _options(
 
 @app.command()
 def search(
-    config: Annotated[Path, typer.Argument(help="Experiment file.", metavar="CONFIG")],
+    config: Annotated[
+        list[Path], typer.Argument(help="Experiment file, one for each stage.", metavar="CONFIG")
+    ],
     run: Annotated[
-        Path | None, typer.Option(help="Run folder; default runs/EXPERIMENT NAME.")
+        Path | None, typer.Option(help="Run folder; default runs/NAME OF THE FIRST EXPERIMENT.")
     ] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Stop after this many trials.")] = None,
+    trials: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Stop after this many trials; once, or once for each stage."),
+    ] = None,
     hours: Annotated[
         float | None, typer.Option(help="Ask for nothing new after this many hours.")
     ] = None,
@@ -98,13 +103,13 @@ def search(
 
     if hours is not None and not hours > 0:
         raise typer.BadParameter(f"--hours: wanted a number above 0, got {hours}")
-    experiment = load_experiment(config)
-    folder = run or Path("runs") / experiment.name
+    experiments = [load_experiment(path) for path in config]
+    folder = run or Path("runs") / experiments[0].name
     console = Console()
     try:
-        with SearchDisplay(experiment.search.objective_vector(), console) as display:
-            overrides = Overrides(trials, hours, workers)
-            reason = run_search(experiment, folder, overrides, display, display.started)
+        with SearchDisplay(experiments[0].search.objective_vector(), console) as display:
+            overrides = Overrides(tuple(trials) if trials else None, hours, workers)
+            reason = run_search(experiments, folder, overrides, display)
     except KeyboardInterrupt:
         command = " ".join(["smnas", *sys.argv[1:]])
         print(f"smnas: stopped; nothing finished is lost; resume with: {command}", file=sys.stderr)
@@ -113,7 +118,7 @@ def search(
 
 
 def _show_end(run: Path, reason: str, console: Console) -> None:
-    from smnas.journal import read
+    from smnas.journal import read_run
     from smnas.report import plots, tables
 
     words = {
@@ -121,7 +126,7 @@ def _show_end(run: Path, reason: str, console: Console) -> None:
         "hours": "stopped: the time is up; the same command goes on",
         "exhausted": "complete: every legal sample has been tried",
     }
-    history = read(run)
+    history = read_run(run)
     rows = tables.front_rows(history)
     (run / "front.csv").write_text(tables.to_csv(rows))
     pictures = plots.save_plots(history, run)
@@ -144,12 +149,12 @@ def front(
     ] = None,
 ) -> None:
     """Print the Pareto set of a run, also while it is running."""
-    from smnas.journal import read
+    from smnas.journal import read_run
     from smnas.report import tables
 
     if as_json and as_csv:
         raise UserError("front: wanted --json or --csv, got both")
-    history = read(run)
+    history = read_run(run)
     rows = tables.front_rows(history, under_ms)
     if as_json:
         print(json.dumps(rows, indent=1))

@@ -38,8 +38,8 @@ class Standing:
         self.limits = Limits()
 
     def resume(self, history: History, limits: Limits) -> None:
-        """Takes over what a journal holds."""
-        self.limits = limits
+        """Takes over what a stage's journal holds; the front of earlier stages stays."""
+        self.limits, self.done, self.failed, self._seconds = limits, 0, 0, []
         for event in history.events:
             if isinstance(event, Told):
                 self.add(event.outcome)
@@ -124,9 +124,10 @@ class SearchDisplay:
         if self._console.is_terminal:
             self._live.stop()
 
-    def started(self, history: History, limits: Limits) -> None:
-        """Called once, before the first trial."""
+    def started(self, stage: str, history: History, limits: Limits) -> None:
+        """Called before the first trial of each stage."""
         self._standing.resume(history, limits)
+        self._say(f"{stage} stage{_parents(history)}")
         if self._standing.done:
             self._say(f"resuming: {self._standing.done} trials are finished already")
 
@@ -170,6 +171,11 @@ class SearchDisplay:
         table.add_row(f"running: {ids or 'none'}")
         table.add_row(self._standing.text(len(self._running), self._workers))
         return Group(self._bar, table)
+
+
+def _parents(history: History) -> str:
+    parents = history.header["experiment"].get("parents", {})
+    return f": the inside of {', '.join(parents)}" if parents else ""
 
 
 def describe_outcome(outcome: Outcome, objectives: Objectives) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,13 @@ left.
 """
 
 _MAX_TABLE = 100_000  # a constraint over more combinations than this is evaluated each time instead
+
+
+Mutate = Callable[[Sample, np.random.Generator], Sample]
+"""A legal sample -> another legal sample that is a little different."""
+
+Crossover = Callable[[Sample, Sample, np.random.Generator], Sample]
+"""Two legal samples -> a legal sample with something of both."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,7 @@ class Choice:
 
 
 class _Rule:
-    """A constraint with its truth table over the choices that it mentions (they are few and
-    short).
-    """
+    """A constraint over the choices that it mentions, with what is known of its truth."""
 
     def __init__(self, constraint: Constraint, choices: Sequence[Choice]) -> None:
         position = {choice.label: k for k, choice in enumerate(choices)}
@@ -53,12 +59,7 @@ class _Rule:
         self.constraint = constraint
         self.columns = tuple(position[label] for label in dict.fromkeys(labels))
         self.choices = [choices[k] for k in self.columns]
-        shape = tuple(len(choice.options) for choice in self.choices)
-        self.table: np.ndarray | None = None
-        if math.prod(shape) <= _MAX_TABLE:
-            self.table = np.array([self._holds(index) for index in np.ndindex(shape)]).reshape(
-                shape
-            )
+        self._known: dict[tuple[int, ...], bool] = {}
 
     def _holds(self, index: Sequence[int]) -> bool:
         sample = {c.label: c.options[i] for c, i in zip(self.choices, index, strict=True)}
@@ -66,12 +67,22 @@ class _Rule:
 
     def holds(self, index: np.ndarray) -> bool:
         own = tuple(int(index[k]) for k in self.columns)
-        return bool(self.table[own]) if self.table is not None else self._holds(own)
+        if own not in self._known:
+            self._known[own] = self._holds(own)
+        return self._known[own]
+
+    @cached_property
+    def _table(self) -> np.ndarray | None:
+        """Truth over all combinations, if these are few enough."""
+        shape = tuple(len(choice.options) for choice in self.choices)
+        if math.prod(shape) > _MAX_TABLE:
+            return None
+        return np.array([self._holds(index) for index in np.ndindex(shape)]).reshape(shape)
 
     def mask(self, indices: np.ndarray) -> np.ndarray:
         """`n x d` index vectors -> `n` booleans."""
-        if self.table is not None:
-            return self.table[tuple(indices[:, k] for k in self.columns)]
+        if self._table is not None:
+            return self._table[tuple(indices[:, k] for k in self.columns)]
         return np.array([self.holds(index) for index in indices], dtype=bool)
 
 
@@ -84,13 +95,18 @@ class Encoding:
     Args:
         mutables: `{label: mutable}` as `space.simplify()` gives it: `Categorical`s and
             `Constraint`s.
+        space: what has them. Its own methods (see `detectors.space.DetectorSpace`) are taken where
+            it has any.
 
     Raises:
         SpaceError: a mutable is of another kind, an option is no JSON scalar, or there is no
             choice.
     """
 
-    def __init__(self, mutables: Mapping[str, LabeledMutable]) -> None:
+    def __init__(
+        self, mutables: Mapping[str, LabeledMutable], space: Mutable | None = None
+    ) -> None:
+        self._space = space
         self.choices = tuple(
             _choice(label, m) for label, m in mutables.items() if not isinstance(m, Constraint)
         )
@@ -106,7 +122,7 @@ class Encoding:
     @classmethod
     def of(cls, space: Mutable) -> Encoding:
         """The encoding of an NNI model space (or any other mutable)."""
-        return cls(space.simplify())
+        return cls(space.simplify(), space)
 
     @classmethod
     def from_choices(cls, choices: Mapping[str, Sequence[Option]]) -> Encoding:
@@ -114,6 +130,34 @@ class Encoding:
         them.
         """
         return cls({label: Categorical(list(o), label=label) for label, o in choices.items()})
+
+    @classmethod
+    def union(cls, encodings: Sequence[Encoding]) -> Encoding:
+        """The encoding, without constraints, of whatever one of several has: each choice with the
+        options of all, numbers in ascending order.
+        """
+        options: dict[str, list[Option]] = {}
+        for encoding in encodings:
+            for choice in encoding.choices:
+                known = options.setdefault(choice.label, [])
+                known += [o for o in choice.options if _key(o) not in map(_key, known)]
+        numeric = (int, float)
+        return cls.from_choices(
+            {
+                label: sorted(o) if all(type(x) in numeric for x in o) else o
+                for label, o in options.items()
+            }
+        )
+
+    @property
+    def mutate(self) -> Mutate | None:
+        """The space's own mutation, None where it has none."""
+        return getattr(self._space, "mutate", None)
+
+    @property
+    def crossover(self) -> Crossover | None:
+        """The space's own crossover, None where it has none."""
+        return getattr(self._space, "crossover", None)
 
     @property
     def n_options(self) -> np.ndarray:
@@ -185,12 +229,23 @@ class Encoding:
             indices = indices[rule.mask(indices)]
         return indices
 
+    def count_legal(self) -> int | None:
+        """Number of legal samples; None if they are too many to count."""
+        count = getattr(self._space, "count_legal", None)
+        if count is not None:
+            return int(count())
+        return len(self.legal()) if self.size <= MAX_ENUMERATED else None
+
     def random(self, rng: np.random.Generator, tries: int = 1000) -> np.ndarray:
-        """A legal index vector (`d`), uniform over the legal ones (by rejection).
+        """A legal index vector (`d`), uniform over the legal ones: the space's own draw, or by
+        rejection.
 
         Raises:
             SpaceError: none of `tries` draws was legal; the message gives the acceptance rate.
         """
+        draw = getattr(self._space, "draw", None)
+        if draw is not None:
+            return self.check(draw(rng))
         for _ in range(tries):
             index = rng.integers(self.n_options)
             if self.is_legal(index):
@@ -231,13 +286,12 @@ class Encoding:
         """Choices, constraints, size and number of legal combinations (None if too many to
         count).
         """
-        countable = self.size <= MAX_ENUMERATED
         return {
             "choices": {c.label: list(c.options) for c in self.choices},
             "ordinal": [c.label for c in self.choices if c.ordinal],
             "constraints": {c.label: _text(c) for c in self.constraints},
             "size": self.size,
-            "legal": len(self.legal()) if countable else None,
+            "legal": self.count_legal(),
         }
 
     def nni_search_space(self) -> dict[str, Any]:

@@ -40,7 +40,9 @@ class SearchSettings:
         seed: at least 0.
         baselines: `{name: sample}`, known good detectors; asked first.
         generational: wait for whole generations.
-        stage: `structural` or `modular`.
+        stage: `structural` or `modular`; the name of a later stage's folder.
+        groups: detectors of the earlier stage's front whose inside is searched, at least 1; counts
+            in a later stage only.
     """
 
     space: str
@@ -56,6 +58,7 @@ class SearchSettings:
     baselines: Mapping[str, Sample] = field(default_factory=dict)
     generational: bool = False
     stage: str = "structural"
+    groups: int = 3
 
     @classmethod
     def from_class_args(cls, args: Mapping[str, Any] | None, where: str) -> SearchSettings:

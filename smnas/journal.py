@@ -182,6 +182,23 @@ def read(path: Path) -> History:
     return History(MappingProxyType(header), tuple(_events(path, lines[1:])))
 
 
+def read_run(run: Path) -> History:
+    """Reads all stages of a run as one history: the first stage's header, everyone's events.
+
+    Args:
+        run: folder with the first stage's journal, and a folder with a journal for each later
+            stage; or one journal file, which is read alone.
+
+    Raises:
+        RunError: there is no journal.
+        JournalError: a journal is corrupt.
+    """
+    later = [read(path) for path in run.glob(f"*/{FILE_NAME}")]
+    first, *others = [read(run), *sorted(later, key=lambda history: history.header["time"])]
+    events = (event for history in (first, *others) for event in history.events)
+    return History(first.header, tuple(events))
+
+
 def _header(path: Path, line: bytes) -> dict[str, Any]:
     header = _decode(path, 1, line)
     if header.get("event") != "header":

@@ -45,6 +45,10 @@ _OURS = {
 }  # fmt: skip
 
 
+_Proposal = tuple[np.ndarray, str, tuple[int, ...]]
+"""Index vector, origin, parents."""
+
+
 class Optimizer:
     """Proposes samples of a search space and learns from their outcomes.
 
@@ -59,9 +63,16 @@ class Optimizer:
         baselines: `{name: sample}`, known good detectors; asked first.
         generational: hand out whole generations, and wait for each to come back.
         stage: `stage` of the candidates.
+        ancestor: where the search starts: asked first, and mutants of it take the place of random
+            samples; wants a space with a `mutate` of its own. None for random ones.
+        group: `group` of the candidates, the earlier stage's candidate that `ancestor` stands for.
+
+    Attributes:
+        next_id: of the next candidate; optimisers that share a run's ids set it.
 
     Raises:
         ConfigError: an unknown algorithm or argument, a number out of range, an illegal baseline.
+        SpaceError: the ancestor is not in the space, or the space has no `mutate`.
     """
 
     def __init__(
@@ -76,21 +87,25 @@ class Optimizer:
         baselines: Mapping[str, Sample] | None = None,
         generational: bool = False,
         stage: str = "structural",
+        ancestor: Sample | None = None,
+        group: int | None = None,
     ) -> None:
         _check_integer("population", population, 2)
         _check_integer("seed", seed, 0)
         self.encoding, self.objectives, self.stage = encoding, objectives, stage
+        self.next_id = 0
+        self._group, self._ancestor = group, None if ancestor is None else dict(ancestor)
         self._population, self._generational = population, generational
         own, theirs = np.random.SeedSequence(seed).spawn(2)
         self._rng = np.random.default_rng(own)
         self._seen: set[str] = set()
         self._asked: dict[int, np.ndarray] = {}
         self._told: dict[int, tuple[np.ndarray, Outcome]] = {}
-        self._initial = _baseline_indices(encoding, baselines or {})
-        self._queue: list[np.ndarray] = []
+        self._generations: dict[int, int] = {}
+        self._initial = self._first_samples(baselines or {})
+        self._queue: list[tuple[np.ndarray, tuple[int, ...]]] = []
         self._batch: list[int] = []
         self._started = False
-        self._next_id = 0
         self._algorithm = self._build(
             algorithm, algorithm_args or {}, int(theirs.generate_state(1)[0])
         )
@@ -115,21 +130,23 @@ class Optimizer:
             SpaceExhausted: every legal sample has been asked.
         """
         if self._initial:
-            return self._propose(self._initial.pop(0), "baseline")
+            return self._propose(*self._initial.pop(0))
         if not self._started and len(self._told) < self._population:
-            return self._ask_first_population()
+            if self._generational and len(self._asked) >= self._population:
+                return None
+            return self._propose_fresh()
         if self._algorithm is None:
-            return self._propose(self._random_unseen(), "random")
+            return self._propose_fresh()
         if not self._started:
             self._start()
         if not self._queue and self._generational and set(self._batch) - set(self._told):
             return None
         if not self._queue:
             self._queue = self._mate()
-        index = self._queue.pop(0) if self._queue else None
+        index, parents = self._queue.pop(0) if self._queue else (None, ())
         if index is None or identity(self.encoding.sample(index)) in self._seen:
-            return self._propose(self._random_unseen(), "random")
-        return self._propose(index, "mating")
+            return self._propose_fresh()
+        return self._propose(index, "mating", parents)
 
     def tell(self, candidate_id: int, outcome: Outcome) -> None:
         """Gives a candidate's outcome; a `Measured` without every objective counts as failed.
@@ -167,27 +184,62 @@ class Optimizer:
         if proposed is not None:
             self._seen.discard(proposed.identity)
             self._asked.pop(proposed.id)
+            self._generations.pop(proposed.id)
             self._batch = [i for i in self._batch if i != proposed.id]
-        self._register(candidate.id, index)
+        self._register(candidate, index)
 
     # -- proposals ------------------------------------------------------------------------------
 
-    def _ask_first_population(self) -> Candidate | None:
-        if self._generational and len(self._asked) >= self._population:
-            return None
-        return self._propose(self._random_unseen(), "random")
+    def _first_samples(self, baselines: Mapping[str, Sample]) -> list[_Proposal]:
+        """What is asked before anything else: index, origin and parents."""
+        known = _baseline_indices(self.encoding, baselines)
+        first: list[_Proposal] = [(index, "baseline", ()) for index in known]
+        if self._ancestor is None:
+            return first
+        if self.encoding.mutate is None:
+            raise SpaceError("search space: wanted one with a method mutate, got none")
+        parents = () if self._group is None else (self._group,)
+        return [(self.encoding.check(self._ancestor), "control", parents), *first]
 
-    def _propose(self, index: np.ndarray, origin: str) -> Candidate:
-        candidate = Candidate(self._next_id, self.stage, self.encoding.sample(index), origin)
-        self._register(candidate.id, index)
+    def _propose(self, index: np.ndarray, origin: str, parents: tuple[int, ...] = ()) -> Candidate:
+        own = [self._generations[i] for i in parents if i in self._generations]
+        candidate = Candidate(
+            self.next_id,
+            self.stage,
+            self.encoding.sample(index),
+            origin,
+            parents,
+            generation=1 + max(own) if own else 0,
+            group=self._group,
+        )
+        self._register(candidate, index)
         return candidate
 
-    def _register(self, candidate_id: int, index: np.ndarray) -> None:
-        self._asked[candidate_id] = index
-        self._seen.add(identity(self.encoding.sample(index)))
-        self._next_id = candidate_id + 1
+    def _propose_fresh(self) -> Candidate:
+        """A candidate that owes nothing to what has been measured."""
+        if self._ancestor is None:
+            return self._propose(self._random_unseen(), "random")
+        control = min(self._asked)
+        return self._propose(self._mutant_unseen(self._ancestor), "mutant", (control,))
+
+    def _register(self, candidate: Candidate, index: np.ndarray) -> None:
+        self._asked[candidate.id] = index
+        self._generations[candidate.id] = candidate.generation
+        self._seen.add(candidate.identity)
+        self.next_id = candidate.id + 1
         if self._started and self._generational:
-            self._batch.append(candidate_id)
+            self._batch.append(candidate.id)
+
+    def _mutant_unseen(self, sample: Sample, steps: int = 200) -> np.ndarray:
+        """Mutates until it finds what was not asked before; a walk, so that it gets out of a
+        neighbourhood that is known.
+        """
+        assert self.encoding.mutate is not None
+        for _ in range(steps):
+            sample = self.encoding.mutate(sample, self._rng)
+            if identity(sample) not in self._seen:
+                return self.encoding.index(sample)
+        raise SpaceExhausted(f"{steps} mutations in a row were all asked before")
 
     def _random_unseen(self, tries: int = 200) -> np.ndarray:
         for _ in range(tries):
@@ -224,8 +276,8 @@ class Optimizer:
                 pop_size=self._population,
                 n_offsprings=self._population if self._generational else 1,
                 sampling=np.empty((0, len(self.encoding.choices))),
-                crossover=UX(),
-                mutation=IndexMutation(self.encoding),
+                crossover=SampleCrossover(self.encoding),
+                mutation=SampleMutation(self.encoding),
                 repair=LegalRepair(self.encoding),
                 eliminate_duplicates=Unseen(self.encoding, self._seen),
                 termination=NoTermination(),
@@ -249,12 +301,14 @@ class Optimizer:
         self._algorithm.tell(infills=self._individuals(sorted(self._told)))
         self._started = True
 
-    def _mate(self) -> list[np.ndarray]:
+    def _mate(self) -> list[tuple[np.ndarray, tuple[int, ...]]]:
         assert self._algorithm is not None
         offspring = self._algorithm.ask()
         # set when mating found nothing new; chance takes over, and later matings may find something
         self._algorithm.termination.force_termination = False
-        return [] if offspring is None else list(offspring.get("X").astype(int))
+        if offspring is None:
+            return []
+        return [(individual.X.astype(int), individual.get("parents")) for individual in offspring]
 
     def _individuals(self, ids: Sequence[int]) -> Population:
         """The told candidates as evaluated pymoo individuals.
@@ -290,6 +344,72 @@ class _IndexProblem(Problem):
             xu=encoding.n_options - 1,
             vtype=int,
         )
+
+
+class SampleCrossover(UX):
+    """Crosses as the space does, uniformly where it has no `crossover` of its own; notes on every
+    child as `parents` the ids of the two that it comes from.
+
+    Args:
+        encoding: of the search space.
+    """
+
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    def do(
+        self, problem: Problem, pop: Any, parents: Any = None, *args: Any, **options: Any
+    ) -> Population:
+        matings = pop if parents is None else [pop[mating] for mating in parents]
+        children = super().do(problem, pop, parents, *args, **options)
+        for k, child in enumerate(children):
+            mates = matings[k % len(matings)]
+            child.set("parents", tuple(dict.fromkeys(int(mate.get("id")) for mate in mates)))
+        return children
+
+    def _do(
+        self,
+        problem: Problem,
+        X: np.ndarray,
+        *args: Any,
+        random_state: np.random.Generator,
+        **options: Any,
+    ) -> np.ndarray:
+        cross = self._encoding.crossover
+        if cross is None:
+            return super()._do(problem, X, *args, random_state=random_state, **options)
+        children = np.empty_like(X)
+        for mating in range(X.shape[1]):
+            a, b = (self._encoding.sample(x) for x in X[:, mating])
+            children[0, mating] = self._encoding.index(cross(a, b, random_state))
+            children[1, mating] = self._encoding.index(cross(b, a, random_state))
+        return children
+
+
+class SampleMutation(Mutation):
+    """Mutates as the space does, and by `IndexMutation` where it has no `mutate` of its own.
+
+    Args:
+        encoding: of the search space.
+    """
+
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__()
+        self._encoding, self._by_index = encoding, IndexMutation(encoding)
+
+    def _do(
+        self,
+        problem: Problem,
+        X: np.ndarray,
+        *args: Any,
+        random_state: np.random.Generator,
+        **options: Any,
+    ) -> np.ndarray:
+        mutate, encoding = self._encoding.mutate, self._encoding
+        if mutate is None:
+            return self._by_index._do(problem, X, *args, random_state=random_state, **options)
+        return np.array([encoding.index(mutate(encoding.sample(x), random_state)) for x in X])
 
 
 class IndexMutation(Mutation):

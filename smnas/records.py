@@ -20,9 +20,9 @@ Option = str | int | float | bool
 Sample = Mapping[str, Option]
 """`{label: option}`, as NNI uses the word."""
 
-ORIGINS = ("baseline", "random", "mating")
-"""Where a candidate came from: the experiment's list of known detectors, chance, or the
-algorithm.
+ORIGINS = ("baseline", "control", "mutant", "random", "mating")
+"""Where a candidate came from: the experiment's list of known detectors, the detector that a group
+starts from, a mutant of one of these, chance, or the algorithm.
 """
 
 FAILURE_REASONS = {
@@ -49,16 +49,22 @@ class Candidate:
     """A sample that the optimiser has asked to be measured.
 
     Args:
-        id: number within the study, from 0, in the order of asking.
+        id: number within the run, from 0, in the order of asking; later stages count on.
         stage: `structural` or `modular`.
         sample: `{label: option}`; member of the stage's search space.
         origin: one of `ORIGINS`.
+        parents: ids that it was made from: mates, or the detector that it is a mutant of.
+        generation: 0 without parents of its own stage, else one more than the youngest of them.
+        group: id of the earlier stage's detector whose inside is searched; None in a first stage.
     """
 
     id: int
     stage: str
     sample: Sample
     origin: str = "random"
+    parents: tuple[int, ...] = ()
+    generation: int = 0
+    group: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample", _frozen(self.sample))
@@ -74,11 +80,23 @@ class Candidate:
             "stage": self.stage,
             "sample": dict(self.sample),
             "origin": self.origin,
+            "parents": list(self.parents),
+            "generation": self.generation,
+            "group": self.group,
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Candidate:
-        return cls(record["id"], record["stage"], record["sample"], record["origin"])
+        # journals of the first release have no lineage
+        return cls(
+            record["id"],
+            record["stage"],
+            record["sample"],
+            record["origin"],
+            tuple(record.get("parents", ())),
+            record.get("generation", 0),
+            record.get("group"),
+        )
 
 
 @dataclass(frozen=True)

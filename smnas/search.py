@@ -1,124 +1,280 @@
-"""Puts a search together: experiment file -> space, optimiser, journal, runner -> study.
+"""Puts a search together: experiment files -> spaces, optimisers, journals, runner -> studies.
 
-The composition root: what `smnas search` calls. Needs torch only to build the search space once.
+The composition root: what `smnas search` calls. Needs torch only to build the search spaces.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from fasteners import InterProcessLock
+from nni.mutable import Mutable
 
 from smnas import machine
 from smnas.detectors.space import load_space
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, RunError
 from smnas.experiment import Experiment, SearchSettings
-from smnas.journal import FILE_NAME, History, Journal, read
+from smnas.journal import FILE_NAME, History, Journal, Trial, read
 from smnas.optimizer import Optimizer
+from smnas.records import Sample
 from smnas.runner import EmbeddedRunner, Worker, local_workers, trial_environment, visible_gpus
 from smnas.spaces import make_importable
-from smnas.study import Limits, Progress, Study
+from smnas.stages import GroupOptimizer, choose_parents
+from smnas.study import Asks, Limits, Progress, Study
 
 DATA_VARIABLE = "SMNAS_DATA"
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line may say otherwise than the experiment file; None leaves the file's
+    """What the command line may say otherwise than the experiment files; None leaves a file's
     value.
+
+    Args:
+        trials: one number for each stage, or one for all.
+        hours: of the whole call.
+        workers: trials at a time.
     """
 
-    trials: int | None = None
+    trials: tuple[int, ...] | None = None
     hours: float | None = None
     workers: int | None = None
 
 
-def make_optimizer(settings: SearchSettings) -> Optimizer:
+class Observer(Protocol):
+    """Who watches a search, see `smnas.display.SearchDisplay`."""
+
+    def started(self, stage: str, history: History, limits: Limits) -> None: ...
+
+    def __call__(self, progress: Progress) -> None: ...
+
+
+def search(
+    experiments: Sequence[Experiment], run: Path, overrides: Overrides, observer: Observer
+) -> str:
+    """Runs or resumes a search, stage by stage; returns why it stopped (see `Study.run`).
+
+    Args:
+        experiments: one for each stage; every one but the first starts from the front before it.
+        run: folder of the run; later stages have a folder of their name in it.
+        overrides: of the files' limits.
+        observer: told when a stage starts and after each event.
+
+    Raises:
+        UserError: bad settings, data, run folder or journal; nothing has been lost.
+        KeyboardInterrupt: the running trials were killed and stay pending in the journal.
+    """
+    check_stages(experiments, overrides)
+    began, reason = time.monotonic(), ""
+    with _only_search(run), _resolved_data():
+        plans = _plans(experiments, run, overrides)
+        for plan in plans:
+            _check(plan)
+        for number, plan in enumerate(plans):
+            experiment, limits = plan.experiment, plan.limits
+            earlier = [trial for done in plans[:number] for trial in read(done.folder).trials()]
+            stage = next_stage(experiment, earlier) if number else first_stage(experiment)
+            if overrides.hours is not None:
+                left = overrides.hours - (time.monotonic() - began) / 3600
+                limits = replace(limits, hours=max(0.0, left))
+            reason = _run_stage(plan, limits, stage, observer)
+            if reason == "hours" and overrides.hours is not None:
+                break
+    return reason
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is searched with.
+
+    Args:
+        optimizer: fresh.
+        encoding: of its space.
+        identifying: what tells it from other searches besides the experiment's settings.
+    """
+
+    optimizer: Asks
+    encoding: Encoding
+    identifying: Mapping[str, Any] = field(default_factory=dict)
+
+
+def first_stage(experiment: Experiment) -> Stage:
+    """The stage that starts from nothing."""
+    optimizer = make_optimizer(experiment.search)
+    return Stage(optimizer, optimizer.encoding)
+
+
+def next_stage(experiment: Experiment, earlier: Sequence[Trial]) -> Stage:
+    """The stage that searches the inside of detectors on the earlier stages' front.
+
+    Raises:
+        RunError: there is no front.
+        SpaceError: the space does not take a structure, or not this one.
+    """
+    settings, objectives = experiment.search, experiment.search.objective_vector()
+    parents = choose_parents(earlier, objectives, settings.groups)
+    samples = {parent.candidate.id: parent.candidate.sample for parent in parents}
+    members = {}
+    for number, (group, structure) in enumerate(samples.items()):
+        arguments = {**settings.space_args, "structure": dict(structure)}
+        space = load_space(settings.space, arguments)
+        seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
+        control = space.from_structural(structure)
+        members[group] = make_optimizer(settings, space, seed, control, group)
+    return Stage(
+        GroupOptimizer(members, objectives, earlier, settings.population),
+        Encoding.union([member.encoding for member in members.values()]),
+        {"parents": {str(group): dict(sample) for group, sample in samples.items()}},
+    )
+
+
+def make_optimizer(
+    settings: SearchSettings,
+    space: Mutable | None = None,
+    seed: int | None = None,
+    ancestor: Sample | None = None,
+    group: int | None = None,
+) -> Optimizer:
     """The optimiser that an experiment's settings describe.
+
+    Args:
+        settings: `tuner.classArgs`.
+        space: to search; None builds the settings' own.
+        seed: None takes the settings' own.
+        ancestor: see `smnas.optimizer.Optimizer`.
+        group: likewise.
 
     Raises:
         SpaceError: the space cannot be built.
         ConfigError: a setting does not fit the space or the algorithm.
     """
     return Optimizer(
-        Encoding.of(load_space(settings.space, settings.space_args)),
+        Encoding.of(space or load_space(settings.space, settings.space_args)),
         settings.objective_vector(),
         algorithm=settings.algorithm,
         algorithm_args=settings.algorithm_args,
         population=settings.population,
-        seed=settings.seed,
+        seed=settings.seed if seed is None else seed,
         baselines=settings.baselines,
         generational=settings.generational,
         stage=settings.stage,
+        ancestor=ancestor,
+        group=group,
     )
 
 
-def search(
-    experiment: Experiment,
-    run: Path,
-    overrides: Overrides,
-    observe: Callable[[Progress], None],
-    started: Callable[[History, Limits], None] = lambda history, limits: None,
-) -> str:
-    """Runs or resumes a search until a limit; returns why it stopped (see `Study.run`).
-
-    Args:
-        experiment: what to search.
-        run: folder of the run.
-        overrides: of the file's limits.
-        observe: called after each event.
-        started: called once, with what the journal held and the limits, before the first trial.
+def check_stages(experiments: Sequence[Experiment], overrides: Overrides) -> None:
+    """Looks whether experiments can be stages of one run.
 
     Raises:
-        UserError: bad settings, data, run folder or journal; nothing has been lost.
-        KeyboardInterrupt: the running trials were killed and stay pending in the journal.
+        ConfigError: two have one stage name, or other objectives than the first; a later one fixes
+            a structure; the number of limits is neither one nor that of the stages.
     """
-    make_importable(experiment.directory)
-    optimizer = make_optimizer(experiment.search)
-    limits = Limits(
-        overrides.trials or experiment.max_trials, overrides.hours or experiment.max_hours
-    )
-    workers = _workers(experiment, overrides.workers)
-    with _only_search(run), _resolved_data():
-        if not _is_complete(run / FILE_NAME, limits):
-            check_trial_command(experiment, run, workers[0])
-        journal = Journal.open(run / FILE_NAME, header(experiment, optimizer, len(workers)))
-        started(journal.history, limits)
-        runner = EmbeddedRunner(
-            experiment.trial_command,
-            experiment.directory,
-            run / "trials",
-            workers,
-            seed=experiment.search.seed,
-            time_limit=experiment.trial_seconds,
+    start = experiments[0]
+    names = [experiment.search.stage for experiment in experiments]
+    for experiment in experiments[1:]:
+        where = f"{experiment.path}: tuner.classArgs"
+        if names.count(experiment.search.stage) > 1:
+            raise ConfigError(f"{where}: stage: wanted another than the stage before, got {names}")
+        if experiment.search.objective_vector() != start.search.objective_vector():
+            raise ConfigError(
+                f"{where}: objectives, reference_point: wanted those of {start.path}:"
+                " the stages share one front"
+            )
+        if "structure" in experiment.search.space_args:
+            raise ConfigError(
+                f"{where}: space_args: structure: wanted none in a later stage:"
+                " it comes from the stage before"
+            )
+    if overrides.trials and len(overrides.trials) not in (1, len(experiments)):
+        raise ConfigError(
+            f"--trials: wanted once, or once for each of {len(experiments)} stages,"
+            f" got {len(overrides.trials)} times"
         )
-        try:
-            return Study(optimizer, runner, journal, limits, observe).run()
-        finally:
-            runner.cancel()
-            journal.close()
 
 
-def header(experiment: Experiment, optimizer: Optimizer, workers: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Plan:
+    """Where and how long a stage runs."""
+
+    experiment: Experiment
+    folder: Path
+    limits: Limits
+    workers: list[Worker]
+
+
+def _plans(experiments: Sequence[Experiment], run: Path, overrides: Overrides) -> list[_Plan]:
+    trials = list(overrides.trials or ())
+    trials = trials * len(experiments) if len(trials) == 1 else trials
+    plans = []
+    for number, experiment in enumerate(experiments):
+        own = trials[number] if trials else None
+        limits = Limits(own or experiment.max_trials, experiment.max_hours)
+        folder = run / experiment.search.stage if number else run
+        workers = _workers(experiment, overrides.workers)
+        plans.append(_Plan(experiment, folder, limits, workers))
+    if any(run.glob(f"*/{FILE_NAME}")):
+        asked = len(read(run).trials())
+        if trials and trials[0] > asked:
+            raise RunError(
+                f"run folder {run}: a later stage started from a front of {asked} trials:"
+                f" wanted at most as many, got --trials {trials[0]}; name another with --run"
+            )
+        plans[0] = replace(plans[0], limits=replace(plans[0].limits, trials=asked))
+    return plans
+
+
+def _check(plan: _Plan) -> None:
+    """Says at the start, not when its turn comes, that a stage cannot run."""
+    make_importable(plan.experiment.directory)
+    if not _is_complete(plan.folder / FILE_NAME, plan.limits):
+        check_trial_command(plan.experiment, plan.folder, plan.workers[0])
+
+
+def _run_stage(plan: _Plan, limits: Limits, stage: Stage, observer: Observer) -> str:
+    experiment = plan.experiment
+    journal = Journal.open(plan.folder / FILE_NAME, header(experiment, stage, len(plan.workers)))
+    observer.started(experiment.search.stage, journal.history, limits)
+    runner = EmbeddedRunner(
+        experiment.trial_command,
+        experiment.directory,
+        plan.folder / "trials",
+        plan.workers,
+        seed=experiment.search.seed,
+        time_limit=experiment.trial_seconds,
+    )
+    try:
+        return Study(stage.optimizer, runner, journal, limits, observer).run()
+    finally:
+        runner.cancel()
+        journal.close()
+
+
+def header(experiment: Experiment, stage: Stage, workers: int) -> dict[str, Any]:
     """The journal's first line: what identifies the experiment, and what it ran with."""
     settings = experiment.search
-    identifying = settings.to_json() | {
+    # of the groups it is their detectors that count, not how many were wished for
+    own = {name: value for name, value in settings.to_json().items() if name != "groups"}
+    identifying = own | {
         "reference_point": dict(settings.objective_vector().reference),
         "trial_command": experiment.trial_command,
         "data": os.environ.get(DATA_VARIABLE),
+        **stage.identifying,
     }
     return {
         "name": experiment.name,
         "experiment": identifying,
-        "space": optimizer.encoding.describe(),
+        "space": stage.encoding.describe(),
         "workers": workers,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.cpu_name(),
         "machine": machine.describe(),
@@ -151,6 +307,7 @@ def check_trial_command(experiment: Experiment, run: Path, worker: Worker) -> No
     )
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        run.mkdir(exist_ok=True)
         (run / "check.log").write_text(done.stdout + done.stderr)
         raise ConfigError(f"{experiment.path}: trialCommand: {lines[-1].removeprefix('smnas: ')}")
 

@@ -45,7 +45,7 @@ def test_every_outcome_is_shown(objectives: Objectives, terminal: bool) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=160, legacy_windows=False)
     with SearchDisplay(objectives, console) as display:
-        display.started(_nothing(), Limits(3))
+        display.started("structural", _nothing(), Limits(3))
         display(Progress(1, (FIRST,)))
         display(Progress(1, (), (0, Measured({"latency_ms": 12.5, "map": 0.25}))))
         display(Progress(2, (), (1, Failed("timeout", "longer than 5 s\nlog"))))
@@ -56,14 +56,14 @@ def test_every_outcome_is_shown(objectives: Objectives, terminal: bool) -> None:
     if terminal:
         assert "2/3" in text and "running: none" in text
     else:
-        assert text.startswith("[1/3] trial 0")
+        assert text.startswith("structural stage\n[1/3] trial 0")
 
 
 def test_resuming_is_said(
     toy_run: Callable[..., Path], objectives: Objectives, capsys: pytest.CaptureFixture
 ) -> None:
     display = SearchDisplay(objectives, Console(width=120))
-    display.started(read(toy_run(10)), Limits(12))
+    display.started("structural", read(toy_run(10)), Limits(12))
     assert "resuming: 10 trials are finished already" in capsys.readouterr().out
 
 
@@ -75,4 +75,4 @@ def test_describe_outcome_takes_one_line(objectives: Objectives) -> None:
 def _nothing():  # type: ignore[no-untyped-def]
     from smnas.journal import History
 
-    return History({}, ())
+    return History({"experiment": {}}, ())

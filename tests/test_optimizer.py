@@ -11,11 +11,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from nni.mutable import Categorical, ExpressionConstraint, MutableList
-from toy import toy_outcome, toy_outcome_with_failures
+from toy import WalkingSpace, toy_outcome, toy_outcome_with_failures
 
 from smnas import pareto
 from smnas.encoding import Encoding
-from smnas.errors import ConfigError, SpaceExhausted
+from smnas.errors import ConfigError, SpaceError, SpaceExhausted
 from smnas.objectives.vector import Objectives
 from smnas.optimizer import ALGORITHMS, IndexMutation, LegalRepair, Optimizer
 from smnas.records import Candidate, Failed, Measured, Outcome, Sample
@@ -218,6 +218,95 @@ def test_replay_follows_the_journal_where_a_proposal_differs(
     following = run(other, 20)
     assert [c.id for c in following] == list(range(20, 40))
     assert not {c.identity for c in recorded} & {c.identity for c in following}
+
+
+@pytest.mark.parametrize("generational", [False, True])
+def test_children_know_their_parents_and_generation(
+    generational: bool, encoding: Encoding, objectives: Objectives
+) -> None:
+    optimizer = Optimizer(
+        encoding, objectives, population=POPULATION, generational=generational, seed=3
+    )
+    known = {c.id: c for c in run(optimizer, 5 * POPULATION)}
+    children = [c for c in known.values() if c.origin == "mating"]
+    assert len(children) > 2 * POPULATION
+    for child in known.values():
+        assert bool(child.parents) == (child.origin == "mating")
+        assert all(parent < child.id for parent in child.parents)
+        oldest = [known[parent].generation for parent in child.parents]
+        assert child.generation == (1 + max(oldest) if oldest else 0)
+    # not a mutant of just anything: uniform crossover and few mutations keep most of the parents
+    kept = [
+        any(known[p].sample[label] == option for p in child.parents)
+        for child in children
+        for label, option in child.sample.items()
+    ]
+    assert sum(kept) > 0.6 * len(kept)
+
+
+def walking_outcome(sample: Sample) -> Outcome:
+    return Measured({"latency_ms": 1.0 + float(sample["x"]), "map": float(sample["y"]) / 10})
+
+
+def walking(objectives: Objectives, **settings: object) -> Optimizer:
+    ancestor = {"x": 2, "y": 1}
+    encoding = Encoding.of(WalkingSpace())
+    return Optimizer(encoding, objectives, ancestor=ancestor, group=7, population=4, **settings)
+
+
+def test_a_group_begins_with_its_control_and_mutants_of_it(objectives: Objectives) -> None:
+    first = run(walking(objectives), 4, walking_outcome)
+    assert [c.origin for c in first] == ["control", "mutant", "mutant", "mutant"]
+    assert [dict(c.sample) for c in first] == [
+        {"x": x, "y": y} for x, y in [(2, 1), (3, 1), (4, 1), (0, 2)]
+    ]
+    assert [c.parents for c in first] == [(7,), (0,), (0,), (0,)]
+    assert [c.generation for c in first] == [0, 1, 1, 1]
+    assert {c.group for c in first} == {7}
+
+
+def test_the_space_s_own_operators_make_the_children(objectives: Objectives) -> None:
+    candidates = run(walking(objectives), 12, walking_outcome)
+    known = {c.id: c for c in candidates}
+    for child in candidates[4:]:
+        if child.origin == "mutant":
+            continue
+        mates = [known[parent] for parent in child.parents]
+        space, rng = WalkingSpace(), np.random.default_rng()
+        crossed = [
+            a.sample if a is b else space.crossover(a.sample, b.sample, rng)
+            for a, b in itertools.product(mates, mates)
+        ]
+        assert dict(child.sample) in [space.mutate(sample, rng) for sample in crossed]
+    assert any(c.origin == "mating" for c in candidates)
+
+
+def test_a_walk_from_the_ancestor_finds_the_whole_space_and_then_says_so(
+    objectives: Objectives,
+) -> None:
+    optimizer = walking(objectives)
+    assert len({c.identity for c in run(optimizer, 25, walking_outcome)}) == 25
+    with pytest.raises(SpaceExhausted, match="all asked before"):
+        optimizer.ask()
+
+
+def test_a_group_s_replay_restores_it(objectives: Objectives) -> None:
+    whole, cut = walking(objectives), walking(objectives)
+    candidates = run(whole, 9, walking_outcome)
+    for candidate in candidates:
+        cut.replay(candidate)
+        cut.tell(candidate.id, walking_outcome(candidate.sample))
+    assert run(cut, 5, walking_outcome) == run(whole, 5, walking_outcome)
+
+
+def test_an_ancestor_wants_a_space_that_can_mutate(
+    encoding: Encoding, objectives: Objectives
+) -> None:
+    sample = {"d0": 0, "d1": 0, "d2": 0, "d3": 0, "kind": "a"}
+    with pytest.raises(SpaceError, match="wanted one with a method mutate"):
+        Optimizer(encoding, objectives, ancestor=sample)
+    with pytest.raises(SpaceError, match="no choice named 'd0'"):
+        Optimizer(Encoding.of(WalkingSpace()), objectives, ancestor=sample)
 
 
 def test_telling_twice_or_unasked_is_our_mistake(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 from nni.mutable import Categorical, ExpressionConstraint, MutableList
 
-from smnas.records import Failed, Measured, Outcome, Sample
+from smnas.records import Failed, Measured, Option, Outcome, Sample
 
 
 def toy_space() -> MutableList:
@@ -27,3 +28,21 @@ def toy_outcome(sample: Sample) -> Outcome:
 def toy_outcome_with_failures(sample: Sample) -> Outcome:
     """As `toy_outcome`, but the deepest first choice always crashes."""
     return Failed("crash", "too deep") if sample["d0"] == 4 else toy_outcome(sample)
+
+
+class WalkingSpace(MutableList):
+    """Five by five numbers with operators of its own, as a modular space has them: a mutation moves
+    `x` one up, round the corner into `y`; a crossover takes `x` of one and `y` of the other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__([Categorical(list(range(5)), label=label) for label in ("x", "y")])
+
+    def mutate(self, sample: Sample, rng: np.random.Generator) -> dict[str, Option]:
+        place = (int(sample["x"]) + 5 * int(sample["y"]) + 1) % 25
+        return {"x": place % 5, "y": place // 5}
+
+    def crossover(
+        self, first: Sample, second: Sample, rng: np.random.Generator
+    ) -> dict[str, Option]:
+        return {"x": first["x"], "y": second["y"]}

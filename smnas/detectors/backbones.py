@@ -7,13 +7,13 @@ torchvision.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, ResNet, get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from smnas.detectors.components import (
-    BACKBONE_LEVELS,
     BACKBONES,
     PRETRAINED_BACKBONES,
     Stage,
@@ -39,7 +39,43 @@ _WEIGHTS = {"resnext50": "resnext50_32x4d"}
 """torchvision's names where they are not ours."""
 
 
-class Backbone(nn.Module):
+class LevelMaps(nn.Module):
+    """Layers in a row that give a map of each level: what every backbone is.
+
+    Args:
+        body: the layers; their children are run one after the other.
+        ends: level of the map that a layer gives, by the layer's name, finest level first.
+        channels: of the map of each level.
+
+    Attributes:
+        stages: channels and stride of each level.
+    """
+
+    def __init__(self, body: nn.Module, ends: Mapping[str, int], channels: Sequence[int]) -> None:
+        super().__init__()
+        self.body = body
+        self._ends = ends
+        self.stages = {
+            level: Stage(count, 2**level)
+            for level, count in zip(ends.values(), channels, strict=True)
+        }
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        """Feature maps `n x channels x height / stride x width / stride`, by level.
+
+        Args:
+            images: `n x 3 x height x width`, normalised.
+        """
+        levels = {}
+        hidden = images
+        for name, layer in self.body.named_children():
+            hidden = layer(hidden)
+            if name in self._ends:
+                levels[self._ends[name]] = hidden
+        return levels
+
+
+class Backbone(LevelMaps):
     """A classifier's layers that gives the last map of each stride from 4 to 32.
 
     Nothing is frozen, and residual branches start at full scale, as training from scratch wants it.
@@ -57,37 +93,16 @@ class Backbone(nn.Module):
     """
 
     def __init__(self, name: str, *, norm: str = "gn_ws", pretrained: bool = False) -> None:
-        super().__init__()
         check_option("backbone", name, BACKBONES)
         layer = norm_layer(norm)
         if pretrained:
             _check_pretrained(name, norm)
-        self.name = name
         if name == "mobilenet_v2":
-            self.body: nn.Module = _mobilenet(layer, pretrained)
-            self._ends = _MOBILENET_ENDS
+            super().__init__(_mobilenet(layer, pretrained), _MOBILENET_ENDS, _channels(name))
         else:
-            self.body = _resnet(name, layer, pretrained)
-            self._ends = _RESNET_ENDS
+            super().__init__(_resnet(name, layer, pretrained), _RESNET_ENDS, _channels(name))
+        self.name = name
         standardize_weights(self.body, norm)
-        self.stages = {
-            level: Stage(channels, 2**level)
-            for level, channels in zip(BACKBONE_LEVELS, _channels(name), strict=True)
-        }
-
-    def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """Feature maps `n x channels x height / stride x width / stride`, by level.
-
-        Args:
-            images: `n x 3 x height x width`, normalised.
-        """
-        levels = {}
-        hidden = images
-        for name, layer in self.body.named_children():
-            hidden = layer(hidden)
-            if name in self._ends:
-                levels[self._ends[name]] = hidden
-        return levels
 
 
 def _check_pretrained(name: str, norm: str) -> None:

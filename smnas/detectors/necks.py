@@ -71,7 +71,8 @@ class Neck(nn.Module):
         stages: channels and stride of each map, finest first.
 
     Raises:
-        SpaceError: unknown kind or norm, or levels or a width that are out of range.
+        SpaceError: unknown kind or norm, levels or a width that are out of range, or levels that
+            the backbone does not have.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Neck(nn.Module):
         _check_levels(start, end, one_stage)
         check_count("neck_width", width)
         self.inputs = tuple(range(start, TOP_LEVEL + 1))
+        _check_stages(stages, self.inputs)
         self.stages = {level: Stage(width, 2**level) for level in range(start, end + 1)}
         channels = [stages[level].channels for level in self.inputs]
         self.maps = (
@@ -119,6 +121,13 @@ def _check_levels(start: int, end: int, one_stage: bool) -> None:
         raise SpaceError(
             f"neck levels of a {kind} detector: wanted a start of 2 or 3 and an end of 5 to {last},"
             f" got {start} to {end}"
+        )
+
+
+def _check_stages(stages: Stages, inputs: tuple[int, ...]) -> None:
+    if not set(inputs) <= set(stages):
+        raise SpaceError(
+            f"neck: wanted a backbone with maps of the levels {list(inputs)}, got {list(stages)}"
         )
 
 

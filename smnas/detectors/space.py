@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-import nni
 from nni.mutable import Categorical, ExpressionConstraint, MutableExpression
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.space import model_context
@@ -26,8 +25,17 @@ class DetectorSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[call
     """A search space whose samples are detectors.
 
     A subclass makes its choices in `__init__`, states its rules, and sets `detector` to parts that
-    are wired to each other. Building a space builds one detector, that of the first options; they
+    are wired to each other. Building a space builds one detector, that of the default options; they
     have to keep the rules.
+
+    A subclass may know more of itself than its choices and rules say. Where it has these methods,
+    they are taken instead of enumeration, chance and pymoo's own operators; whatever sample they
+    give is legal:
+
+    - `count_legal() -> int`: how many samples are legal;
+    - `draw(rng: numpy.random.Generator) -> Sample`: one of them, each equally likely;
+    - `mutate(sample, rng) -> Sample`: another one that is near to a sample;
+    - `crossover(first, second, rng) -> Sample`: one made of two.
 
     Attributes:
         detector: the default detector.
@@ -35,22 +43,27 @@ class DetectorSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[call
 
     detector: nn.Module
 
-    def choice(self, label: str, options: Sequence[Option]) -> Categorical:
+    def choice(
+        self, label: str, options: Sequence[Option], default: Option | None = None
+    ) -> Categorical:
         """A new choice; may be given to the `Mutable` parts and compared in rules.
 
         Args:
             label: its name in samples.
-            options: different from each other; the default first.
+            options: different from each other.
+            default: the option of the default detector; None for the first one.
         """
-        return self.add_mutable(nni.choice(label, list(options)))
+        listed = list(options)
+        default = listed[0] if default is None else default
+        return self.add_mutable(Categorical(listed, default=default, label=label))
 
     def rule(self, label: str, expression: MutableExpression) -> None:
         """States what every sample has to fulfil.
 
         Args:
             label: says in words what is ruled; part of the message for a sample that breaks it.
-            expression: choices compared by `==` and `!=`, joined by `&` and `|`; never `~`, which
-                makes -2 of True, and -2 counts as true.
+            expression: choices, or sums of them, compared by `==`, `!=`, `<`, `<=`, `>`, `>=` and
+                joined by `&` and `|`; never `~`, which makes -2 of True, and -2 counts as true.
         """
         self.add_mutable(ExpressionConstraint(expression, label=label))
 

@@ -1,8 +1,9 @@
 """Detectors out of torchvision's components: the parts, and twins of them that a space may vary.
 
-A search space wires `MutableBackbone`, `MutableNeck`, `MutableProposals` and `MutableHead` to a
-`Detector`; frozen, they are the plain parts. Guided anchoring and cascades, which torchvision
-lacks, have modules of their own. This is the torchvision side of `components.load_library`.
+A search space wires `MutableBackbone` or `MutableSerialBackbone`, `MutableNeck`, `MutableProposals`
+and `MutableHead` to a `Detector`; frozen, they are the plain parts. Guided anchoring and cascades,
+which torchvision lacks, have modules of their own. This is the torchvision side of
+`components.load_library`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from smnas.detectors.backbones import Backbone
+from smnas.detectors.backbones import Backbone, LevelMaps
 from smnas.detectors.cascade import (
     BOX_WEIGHTS,
     CascadeHeads,
@@ -47,6 +48,7 @@ from smnas.detectors.components import (
 from smnas.detectors.guided_anchoring import GuidedAnchorRPN
 from smnas.detectors.necks import TOP_LEVEL, Neck
 from smnas.detectors.norms import head_norm_layer, standardize_weights
+from smnas.detectors.serial import SerialBackbone
 from smnas.errors import SpaceError
 
 IMAGE_MEAN = [0.485, 0.456, 0.406]
@@ -167,7 +169,7 @@ class Detector(nn.Module):
         head: its input size is the detector's.
     """
 
-    def __init__(self, backbone: Backbone, neck: Neck, proposals: Proposals, head: Head) -> None:
+    def __init__(self, backbone: LevelMaps, neck: Neck, proposals: Proposals, head: Head) -> None:
         super().__init__()
         features = _Features(backbone, neck)
         transform = _Transform(head.input_size)
@@ -220,7 +222,7 @@ def check_structure(rpn: str, head: str) -> None:
 class _Features(nn.Module):
     """Backbone and neck as the one module that torchvision's detectors call a backbone."""
 
-    def __init__(self, backbone: Backbone, neck: Neck) -> None:
+    def __init__(self, backbone: LevelMaps, neck: Neck) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = neck
@@ -433,6 +435,12 @@ def _one_stage(features: _Features, head: Head, transform: _Transform) -> Retina
 
 class MutableBackbone(ParametrizedModule, Backbone, wraps=Backbone):  # type: ignore[call-arg]
     """`Backbone` whose arguments may be choices."""
+
+
+class MutableSerialBackbone(  # type: ignore[call-arg]
+    ParametrizedModule, SerialBackbone, wraps=SerialBackbone
+):
+    """`SerialBackbone` whose arguments may be choices."""
 
 
 class MutableNeck(ParametrizedModule, Neck, wraps=Neck):  # type: ignore[call-arg]
