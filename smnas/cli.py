@@ -231,13 +231,15 @@ def trial(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the outcome.", envvar="SMNAS_TRIAL_DIR")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training pictures.")] = 6,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures in a step.")] = 4,
-    lr: Annotated[float, typer.Option(help="Peak learning rate at batch 4.")] = 0.02,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training pictures.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures in a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate at batch 4.")] = None,
     scale_jitter: Annotated[
-        tuple[float, float], typer.Option(help="Smallest and largest zoom; 1 1 for none.")
-    ] = (1.0, 1.0),
-    flip: Annotated[float, typer.Option(help="Probability of a horizontal flip.")] = 0.5,
+        tuple[float, float] | None, typer.Option(help="Smallest and largest zoom; 1 1 for none.")
+    ] = None,
+    flip: Annotated[float | None, typer.Option(help="Probability of a horizontal flip.")] = None,
     search_split: Annotated[
         float, typer.Option(help="Part of train that is held out to rank detectors.")
     ] = 0.25,
@@ -256,17 +258,25 @@ def trial(
     latency_threads: Annotated[int, typer.Option(min=1, help="CPU threads of a measurement.")] = 1,
     loader_workers: Annotated[int, typer.Option(min=0, help="Loading processes, on CUDA.")] = 4,
 ) -> None:
-    """Build, time, train and evaluate one detector: what both runners start."""
+    """Build, time, train and evaluate one detector: what both runners start.
+
+    How it is trained stands in the experiment file (`recipe`); options go before it.
+    """
+    from smnas.spaces import open_recipe
     from smnas.trial import Settings, run_from_command_line
 
+    options = {
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "scale_jitter": scale_jitter,
+        "flip": flip,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     settings = Settings(
         space=space,
         data=data,
-        epochs=epochs,
-        batch=batch,
-        lr=lr,
-        scale_jitter=None if scale_jitter == (1.0, 1.0) else scale_jitter,
-        flip=flip,
+        recipe=open_recipe(space, given),
         search_split=search_split,
         max_latency_ms=max_latency_ms,
         seed=seed,

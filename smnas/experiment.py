@@ -23,6 +23,7 @@ from nni.experiment.config.utils import parse_time
 from smnas.errors import ConfigError, check_names, nearest
 from smnas.objectives.vector import DEFAULT_DIRECTIONS, Objectives
 from smnas.records import Sample
+from smnas.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class SearchSettings:
         algorithm: name or `package.module:Class`, see `smnas.optimizer`.
         algorithm_args: of the algorithm.
         population: at least 2.
+        recipe: how trials train: `{argument: value}` of `smnas.training.recipe.Recipe`.
+        proxy_tau: Kendall's tau between mAP after this recipe and after long training, where it has
+            been measured, -1 to 1; None where it is not known. Only reports read it.
         seed: at least 0.
         baselines: `{name: sample}`, known good detectors; asked first.
         generational: wait for whole generations.
@@ -54,6 +58,8 @@ class SearchSettings:
     algorithm: str = "nsga2"
     algorithm_args: Mapping[str, Any] = field(default_factory=dict)
     population: int = 20
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    proxy_tau: float | None = None
     seed: int = 0
     baselines: Mapping[str, Sample] = field(default_factory=dict)
     generational: bool = False
@@ -76,6 +82,10 @@ class SearchSettings:
             _check_type(f"{where}: {name}", value, _KINDS[str(fields[name].type)])
         settings = cls(**given)
         settings.objective_vector()
+        Recipe.from_mapping(settings.recipe, where)
+        if settings.proxy_tau is not None and not -1 <= settings.proxy_tau <= 1:
+            wanted = "wanted a number from -1 to 1"
+            raise ConfigError(f"{where}: proxy_tau: {wanted}, got {settings.proxy_tau!r}")
         return settings
 
     def objective_vector(self) -> Objectives:
@@ -203,7 +213,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _check_trial_command(experiment: Experiment) -> None:
-    """The trial must build the space that is searched: it reads it from this very file."""
+    """The trial must build the space that is searched, and train as the file says: it reads both
+    from this very file.
+    """
     words = _words(experiment)
     if words[:2] != ["smnas", "trial"]:
         return
@@ -213,7 +225,8 @@ def _check_trial_command(experiment: Experiment) -> None:
         )
     named = (experiment.directory / words[2]).resolve()
     same_file = named == experiment.path.resolve()
-    plain_space = words[2] == experiment.search.space and not experiment.search.space_args
+    search = experiment.search
+    plain_space = words[2] == search.space and not (search.space_args or search.recipe)
     if not (same_file or plain_space):
         raise ConfigError(
             f"{experiment.path}: trialCommand: wanted this file or {experiment.search.space} "
@@ -243,6 +256,7 @@ _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "text"),
     "int": (int, "a whole number"),
     "bool": (bool, "true or false"),
+    "float | None": ((int, float, type(None)), "a number"),
     "Mapping[str, Any]": (dict, "keys and values"),
     "Mapping[str, str]": (dict, "keys and values"),
     "Mapping[str, float]": (dict, "keys and values"),

@@ -274,8 +274,10 @@ def _run_stage(plan: _Plan, limits: Limits, stage: Stage, observer: Observer) ->
 def header(experiment: Experiment, stage: Stage, workers: int) -> dict[str, Any]:
     """The journal's first line: what identifies the experiment, and what it ran with."""
     settings = experiment.search
-    # of the groups it is their detectors that count, not how many were wished for
-    own = {name: value for name, value in settings.to_json().items() if name != "groups"}
+    # of the groups it is their detectors that count, not how many were wished for; the trust in a
+    # recipe may become known later
+    notes = ("groups", "proxy_tau")
+    own = {name: value for name, value in settings.to_json().items() if name not in notes}
     identifying = own | {
         "reference_point": dict(settings.objective_vector().reference),
         "trial_command": experiment.trial_command,
@@ -285,6 +287,7 @@ def header(experiment: Experiment, stage: Stage, workers: int) -> dict[str, Any]
     return {
         "name": experiment.name,
         "experiment": identifying,
+        "proxy_tau": settings.proxy_tau,
         "space": stage.encoding.describe(),
         "workers": workers,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.cpu_name(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from nni.mutable import Mutable
 
 from smnas.detectors.space import load_space
 from smnas.experiment import SearchSettings, read_yaml
+from smnas.training.recipe import Recipe
 
 
 def open_space(reference: str, **arguments: Any) -> Mutable:
@@ -25,14 +28,35 @@ def open_space(reference: str, **arguments: Any) -> Mutable:
         SpaceError: the space cannot be found or built.
     """
     make_importable(Path.cwd())
-    if not reference.endswith((".yml", ".yaml")):
+    settings = _settings(reference)
+    if settings is None:
         return load_space(reference, arguments)
+    make_importable(Path(reference).resolve().parent)
+    return load_space(settings.space, {**settings.space_args, **arguments})
+
+
+def open_recipe(reference: str, overrides: Mapping[str, Any]) -> Recipe:
+    """How detectors of a space are trained: as its experiment file says, else by default.
+
+    Args:
+        reference: as for `open_space`.
+        overrides: `{argument of Recipe: value}`, instead of the file's.
+
+    Raises:
+        ConfigError: the experiment file or a value is wrong.
+    """
+    settings = _settings(reference)
+    return replace(Recipe(**settings.recipe) if settings else Recipe(), **overrides)
+
+
+def _settings(reference: str) -> SearchSettings | None:
+    """What the experiment file says; None where the reference is none."""
+    if not reference.endswith((".yml", ".yaml")):
+        return None
     path = Path(reference)
     tuner = read_yaml(path).get("tuner")
     class_args = tuner.get("classArgs") if isinstance(tuner, dict) else None
-    settings = SearchSettings.from_class_args(class_args, f"{path}: tuner.classArgs")
-    make_importable(path.resolve().parent)
-    return load_space(settings.space, {**settings.space_args, **arguments})
+    return SearchSettings.from_class_args(class_args, f"{path}: tuner.classArgs")
 
 
 def make_importable(folder: Path) -> None:

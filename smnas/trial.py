@@ -44,11 +44,7 @@ class Settings:
     Args:
         space: `package.module:Class` or an experiment file.
         data: folder in COCO format; only its train part is read.
-        epochs: at least 1.
-        batch: pictures in a step.
-        lr: peak learning rate at batch 4.
-        scale_jitter: smallest and largest zoom, None for none.
-        flip: probability of a horizontal flip.
+        recipe: of the training.
         search_split: part of train that is held out to rank detectors, in (0, 1).
         max_latency_ms: what is slower is not trained; None for no bound.
         seed: of initialisation, order and augmentation.
@@ -64,11 +60,7 @@ class Settings:
 
     space: str
     data: Path
-    epochs: int = 6
-    batch: int = 4
-    lr: float = 0.02
-    scale_jitter: tuple[float, float] | None = None
-    flip: float = 0.5
+    recipe: Recipe = Recipe()
     search_split: float = 0.25
     max_latency_ms: float | None = None
     seed: int = 0
@@ -90,16 +82,6 @@ class Settings:
             raise ConfigError(
                 f"--search-split: wanted a number between 0 and 1, got {self.search_split}"
             )
-
-    @property
-    def recipe(self) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch=self.batch,
-            lr=self.lr,
-            flip=self.flip,
-            scale_jitter=self.scale_jitter,
-        )
 
     @property
     def torch_device(self) -> torch.device:
@@ -207,7 +189,7 @@ def check_settings(settings: Settings) -> None:
     Raises:
         UserError: something is missing or wrong.
     """
-    _ = settings.recipe, settings.torch_device
+    _ = settings.torch_device
     training, held_out = open_data(settings)
     for dataset in (training, held_out):
         missing = dataset.missing_pictures()
@@ -260,7 +242,7 @@ def _fit(
             detector,
             held_out,
             device=device,
-            batch=settings.batch,
+            batch=settings.recipe.batch,
             quiet=quiet,
             amp=settings.amp,
             workers=settings.workers,
@@ -287,7 +269,7 @@ def _fit(
 def _loader(dataset: CocoDataset, settings: Settings, generator: torch.Generator) -> DataLoader:
     return DataLoader(
         dataset,
-        batch_sampler=_Shuffled(len(dataset), settings.batch, generator),
+        batch_sampler=_Shuffled(len(dataset), settings.recipe.batch, generator),
         collate_fn=collate,
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,

@@ -84,6 +84,18 @@ def with_class_args(**changes: object) -> dict:
             {"trialCommand": "smnas trial other.yml"},
             "wanted this file or a.b:C as the trial's space",
         ),
+        (
+            {
+                "trialCommand": "smnas trial a.b:C",
+                "tuner": with_class_args(recipe={"epochs": 2}),
+            },
+            "wanted this file or a.b:C as the trial's space",
+        ),
+        ({"tuner": with_class_args(recipe={"epoch": 2})}, "recipe: .*; did you mean 'epochs'?"),
+        ({"tuner": with_class_args(recipe={"flip": 2})}, r"recipe.flip: wanted a number in \[0, 1"),
+        ({"tuner": with_class_args(recipe=[2])}, "recipe: wanted keys and values"),
+        ({"tuner": with_class_args(proxy_tau=7)}, "proxy_tau: wanted a number from -1 to 1, got 7"),
+        ({"tuner": with_class_args(proxy_tau="high")}, "proxy_tau: wanted a number, got 'high'"),
         ({"trialCommand": "smnas trial 'x"}, "trialCommand: No closing quotation"),
         ({"tuner": with_class_args(populaton=4)}, "did you mean 'population'"),
         ({"tuner": with_class_args(space=None)}, "classArgs: wanted space: package.module:Class"),

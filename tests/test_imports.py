@@ -38,7 +38,8 @@ def import_blocked(blocked: str, modules: str) -> subprocess.CompletedProcess[st
         (
             "torch,torchvision,nni,pymoo,matplotlib,pycocotools",
             "smnas,smnas.records,smnas.errors,smnas.journal,smnas.study,smnas.runner,smnas.cli,"
-            "smnas.quiet,smnas.machine,smnas.objectives.vector,smnas.data.split",
+            "smnas.quiet,smnas.machine,smnas.objectives.vector,smnas.data.split,"
+            "smnas.training.recipe",
         ),
         (
             "torch,torchvision,detectron2,matplotlib,pytorch_lightning",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from smnas.data.digits import make_digits
 from smnas.data.split import split_ids
 from smnas.errors import ConfigError, DataError, SpaceError, TrialFailure
 from smnas.records import Failed, Measured
+from smnas.training.recipe import Recipe
 from smnas.trial import Settings, run_from_command_line, run_trial
 
 SPACE = "search_spaces.structural:StructuralSpace"
@@ -51,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(data: Path, tmp_path: Path) -> Settings:
     path = tmp_path / "tiny.yml"
     path.write_text(YAML)
-    return Settings(space=str(path), data=data, epochs=2, batch=4, device="cpu", threads=1)
+    return Settings(str(path), data, Recipe(epochs=2, batch=4), device="cpu", threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +67,9 @@ def changed(settings: Settings, **values: object) -> Settings:
     return Settings(**{**vars(settings), **values})  # type: ignore[arg-type]
 
 
+ONE_EPOCH = Recipe(epochs=1, batch=4)
+
+
 def test_a_trial_measures_everything_and_twice_the_same(settings: Settings, tmp_path: Path) -> None:
     epochs: list[dict[str, Any]] = []
     outcome = run_trial(settings, SAMPLE, epochs.append, tmp_path)
@@ -76,6 +81,7 @@ def test_a_trial_measures_everything_and_twice_the_same(settings: Settings, tmp_
     } <= set(metrics)  # fmt: skip
     assert 0 <= metrics["map"] <= metrics["ap50"] <= 1
     assert [e["epoch"] for e in epochs] == [1, 2] and epochs[-1]["map"] == metrics["map"]
+    assert outcome.info["recipe"].startswith("2 epochs from scratch, batch 4, ")
     assert outcome.info["curve"] == epochs and outcome.info["latency"]["input_size"] == (96, 96)
     again = run_trial(settings, SAMPLE, lambda epoch: None)
     assert isinstance(again, Measured)
@@ -90,7 +96,9 @@ def test_a_trial_measures_everything_and_twice_the_same(settings: Settings, tmp_
 
 def test_another_seed_trains_otherwise(settings: Settings) -> None:
     def loss(seed: int) -> float:
-        outcome = run_trial(changed(settings, seed=seed, epochs=1), SAMPLE, lambda epoch: None)
+        outcome = run_trial(
+            changed(settings, seed=seed, recipe=ONE_EPOCH), SAMPLE, lambda epoch: None
+        )
         assert isinstance(outcome, Measured)
         return outcome.info["curve"][0]["loss"]
 
@@ -106,7 +114,9 @@ def test_what_is_too_slow_is_not_trained(settings: Settings) -> None:
 
 
 def test_a_detector_that_finds_nothing_has_map_0(settings: Settings) -> None:
-    outcome = run_trial(changed(settings, epochs=1, lr=1e-9), SAMPLE, lambda epoch: None)
+    outcome = run_trial(
+        changed(settings, recipe=replace(ONE_EPOCH, lr=1e-9)), SAMPLE, lambda epoch: None
+    )
     assert isinstance(outcome, Measured) and outcome.metrics["map"] == 0.0
 
 
@@ -131,7 +141,9 @@ def test_failures_keep_what_was_measured(
 
 
 def test_nan_loss_for_real(settings: Settings) -> None:
-    outcome = run_trial(changed(settings, lr=1e30), SAMPLE, lambda epoch: None)
+    outcome = run_trial(
+        changed(settings, recipe=replace(ONE_EPOCH, lr=1e30)), SAMPLE, lambda epoch: None
+    )
     assert isinstance(outcome, Failed) and outcome.reason == "nan_loss"
 
 
@@ -145,7 +157,9 @@ def test_trains_on_train_without_the_search_split_and_never_opens_val(
     hidden.rename(tmp_path / "val")
     hidden.mkdir()
     try:
-        assert isinstance(run_trial(changed(settings, epochs=1), SAMPLE, lambda e: None), Measured)
+        assert isinstance(
+            run_trial(changed(settings, recipe=ONE_EPOCH), SAMPLE, lambda e: None), Measured
+        )
     finally:
         hidden.rmdir()
         (tmp_path / "val").rename(hidden)
@@ -214,8 +228,6 @@ def test_check_only_looks_at_settings_space_and_pictures(
         run_from_command_line(changed(settings, data=data), None, None, check_only=True)
     with pytest.raises(SpaceError):
         run_from_command_line(changed(settings, space="x:Y"), None, None, check_only=True)
-    with pytest.raises(ConfigError, match="recipe.flip"):
-        run_from_command_line(changed(settings, flip=2.0), None, None, check_only=True)
 
 
 @pytest.mark.parametrize(

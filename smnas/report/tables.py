@@ -67,7 +67,12 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
 def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
     """Front rows as a rich table: one line a detector, short option names."""
     objectives = objectives_of(history)
-    table = Table(title=f"Pareto front of {history.header['name']}", title_justify="left")
+    table = Table(
+        title=f"Pareto front of {history.header['name']}",
+        title_justify="left",
+        caption=training_note(history),
+        caption_justify="left",
+    )
     table.add_column("id", justify="right")
     for name in objectives.names:
         table.add_column(name, justify="right")
@@ -105,6 +110,20 @@ def zoo_table(rows: Sequence[dict[str, Any]]) -> Table:
     table.caption = "\n".join(f"{source}: {', '.join(names)}" for source, names in sources.items())
     table.caption_justify = "left"
     return table
+
+
+def training_note(history: History) -> str | None:
+    """How the detectors of a run were trained, and how far that ranking can be trusted, in words.
+
+    None where the journal says neither, as when the trials are not smnas's own.
+    """
+    outcomes = [trial.outcome for trial in history.trials()]
+    recipes = [o.info["recipe"] for o in outcomes if isinstance(o, Measured) and "recipe" in o.info]
+    lines = [f"Trained: {recipe}." for recipe in dict.fromkeys(recipes)]
+    tau = history.header.get("proxy_tau")
+    if tau is not None:
+        lines.append(f"Kendall's tau between mAP after this and after long training: {tau:.2f}.")
+    return "\n".join(lines) or None
 
 
 def describe_sample(sample: dict[str, Any], baseline: str | None) -> str:
