@@ -12,6 +12,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 import urllib.request
 from contextlib import closing
 from pathlib import Path
@@ -99,10 +100,18 @@ def end_with_manager() -> None:
         return
 
     def watch() -> None:
-        managers[0].wait()
+        while _is_alive(managers[0]):
+            time.sleep(1)
         os._exit(3)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _canonical(parameters: Any) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from nni.mutable import Mutable
 
-from smnas.detectors.space import load_space
 from smnas.experiment import SearchSettings, read_yaml
 
 
@@ -25,6 +24,9 @@ def open_space(reference: str, **arguments: Any) -> Mutable:
         ConfigError: the experiment file is wrong.
         SpaceError: the space cannot be found or built.
     """
+    # torch comes with it, and the other functions here do without
+    from smnas.detectors.space import load_space
+
     make_importable(Path.cwd())
     if not _is_experiment(reference):
         return load_space(reference, arguments)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nni
-from nni import ClassArgsValidator
 from nni.tuner import Tuner
 
 from smnas import nni_runs
@@ -39,23 +38,7 @@ result.
 _logger = logging.getLogger(__name__)
 
 
-class ParetoClassArgsValidator(ClassArgsValidator):
-    """Checks `classArgs` where `nnictl algo register` made the tuner known by name; NNI asks no
-    validator for a `className`, there the tuner checks by itself.
-    """
-
-    def validate_class_args(self, **kwargs: Any) -> None:
-        """Raises `ConfigError` as `checked_settings` does."""
-        checked_settings(kwargs)
-
-
-def checked_settings(class_args: Mapping[str, Any]) -> SearchSettings:
-    """The tuner's settings.
-
-    Raises:
-        ConfigError: an argument is unknown, misspelt or of the wrong kind, or `generational` is
-            set: NNI has no word for "wait", only for "finished".
-    """
+def _checked_settings(class_args: Mapping[str, Any]) -> SearchSettings:
     settings = SearchSettings.from_class_args(class_args, "classArgs")
     if settings.generational:
         raise ConfigError("classArgs: generational: wanted false under NNI, got true")
@@ -74,14 +57,15 @@ class ParetoTuner(Tuner):
         class_args: the experiment's `tuner.classArgs`, see `smnas.experiment.SearchSettings`.
 
     Raises:
-        ConfigError: see `checked_settings`.
+        ConfigError: an argument is unknown, misspelt or of the wrong kind, or `generational` is
+            set: NNI has no word for "wait", only for "finished".
     """
 
     def __init__(self, **class_args: Any) -> None:
         super().__init__()
         if nni_runs.dispatcher_experiment() is not None:
             nni_runs.end_with_manager()
-        self._settings = checked_settings(class_args)
+        self._settings = _checked_settings(class_args)
         self._objectives = self._settings.objective_vector()
         self._optimizer: Optimizer | None = None
         self._journal: Journal | None = None
