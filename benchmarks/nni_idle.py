@@ -4,8 +4,8 @@
 
 First the tuner alone, in this process: the time from a result to the next parameters, over 500
 results. Then a real experiment under `nnictl` with trials that only sleep, for log-normal (heavy-
-tailed) times; each trial writes down when its process began and ended, and idle is whatever of the
-workers' time lies between trials. Writes benchmarks/results/nni_idle.json. Needs a free port.
+tailed) times. Idle is the workers' time in which they had no trial's process, by NNI's own record
+of when each process began and ended. Writes benchmarks/results/nni_idle.json.
 """
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ mean, sigma = float(sys.argv[1]), float(sys.argv[2])
 seconds = np.random.default_rng(number).lognormal(np.log(mean) - sigma**2 / 2, sigma)
 time.sleep(max(0, seconds - (time.time() - began)))
 nni.report_final_result({"default": 0, "a": number % 97 / 97, "b": number % 89 / 89})
-with open("times.txt", "a") as file:
-    file.write(f"{began} {time.time()}\\n")
 """
 
 
@@ -101,10 +99,10 @@ def nni_idle(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     subprocess.run(command, env=environment, check=True)
     try:
         _wait(port)
+        jobs = _get(port, "trial-jobs")
     finally:
         subprocess.run([nnictl, "stop", "--port", str(port)], env=environment, check=True)
-    lines = (folder / "times.txt").read_text().splitlines()
-    return _idle([tuple(map(float, line.split())) for line in lines], options)
+    return _idle([(job["startTime"] / 1e3, job["endTime"] / 1e3) for job in jobs], options)
 
 
 def _experiment(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -124,16 +122,18 @@ def _experiment(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _wait(port: int) -> None:
-    url, status = f"http://127.0.0.1:{port}/api/v1/nni/check-status", ""
-    while status != "DONE":
-        time.sleep(2)
-        answer = json.load(urllib.request.urlopen(url, timeout=20))
-        status = answer["status"]
-        if status == "ERROR":
+    while (answer := _get(port, "check-status"))["status"] != "DONE":
+        if answer["status"] == "ERROR":
             raise RuntimeError(str(answer["errors"]))
+        time.sleep(2)
 
 
-def _idle(times: list[tuple[float, ...]], options: argparse.Namespace) -> dict[str, Any]:
+def _get(port: int, what: str) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/nni/{what}", timeout=60) as answer:
+        return json.load(answer)
+
+
+def _idle(times: list[tuple[float, float]], options: argparse.Namespace) -> dict[str, Any]:
     """From the begin of the first trial to the begin of the last: afterwards nobody waits for
     work.
     """

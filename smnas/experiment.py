@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from nni.experiment.config import ExperimentConfig
 from nni.experiment.config.utils import parse_time
-
 from smnas.errors import ConfigError, check_names, nearest
 from smnas.objectives.vector import DEFAULT_DIRECTIONS, Objectives
 from smnas.records import Sample

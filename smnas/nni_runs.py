@@ -1,8 +1,8 @@
 """Where NNI keeps what: the run folder of an experiment, its settings, the states of its trials.
 
-The run folder of an experiment under `nnictl` is `smnas` inside NNI's own experiment folder, so that
-`nnictl experiment delete` removes both. The tuner writes its journal there; `smnas front ID` and
-`load_result` find it by NNI's list of experiments. Light: imports no torch, pymoo or NNI.
+The run folder of an experiment under `nnictl` is `smnas` inside NNI's own experiment folder, so
+that `nnictl experiment delete` removes both. The tuner writes its journal there; `smnas front ID`
+and `load_result` find it by NNI's list of experiments. Light: imports no torch, pymoo or NNI.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def settings_of(experiment: Path) -> dict[str, Any]:
         raise RunError(f"{path}: cannot read the experiment's settings: {error}") from error
 
 
-def trial_states() -> dict[str, str]:
-    """`{canonical JSON of the parameters: latest state}` of the trials, as NNI's manager knows them.
+def trial_states() -> list[tuple[dict[str, Any], str]]:
+    """Parameters and state of each trial that NNI's manager knows, in the order of their start.
 
     For the dispatcher of a resumed experiment; states are NNI's own words (`FAILED`, `RUNNING`...).
 
@@ -82,11 +82,11 @@ def trial_states() -> dict[str, str]:
             jobs = json.load(answer)
     except (OSError, ValueError) as error:
         raise RunError(f"{url}: NNI's manager does not list its trials: {error}") from error
-    states = {}
-    for job in jobs:
-        for parameters in job.get("hyperParameters", []):
-            states[_canonical(json.loads(parameters)["parameters"])] = job["status"]
-    return states
+    return [
+        (json.loads(parameters)["parameters"], job["status"])
+        for job in jobs
+        for parameters in job.get("hyperParameters", [])
+    ]
 
 
 def end_with_manager() -> None:
@@ -112,10 +112,6 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _canonical(parameters: Any) -> str:
-    return json.dumps(parameters, sort_keys=True, separators=(",", ":"))
 
 
 def _listed() -> dict[str, Any]:

@@ -13,8 +13,8 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from nni.common.hpo_utils import validate_search_space
 
+from nni.common.hpo_utils import validate_search_space
 from smnas.encoding import Encoding
 from smnas.errors import SpaceError
 from smnas.records import Option
@@ -72,7 +72,9 @@ def _plain_options(label: str, args: Sequence[Any]) -> list[Option]:
             )
     for k, option in enumerate(args):
         if option in args[:k]:
-            raise SpaceError(f"search space: {label!r}: wanted different options, got {option!r} twice")
+            raise SpaceError(
+                f"search space: {label!r}: wanted different options, got {option!r} twice"
+            )
     return list(args)
 
 

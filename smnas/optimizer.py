@@ -297,8 +297,8 @@ _LONG = 20
 
 
 class IndexMutation(Mutation):
-    """Changes each choice with probability 1/d: a short ordinal one to a neighbour, a nominal one to
-    any other.
+    """Changes each choice with probability 1/d: a short ordinal one to a neighbour, a nominal one
+    to any other.
 
     A long ordinal choice (a continuous range on a grid) moves by a step whose length is drawn
     evenly on a logarithmic scale from one to a quarter of the range, so that both a jump and the

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from nni.mutable import Mutable
-
 from smnas.experiment import SearchSettings, read_yaml
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import nni
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
+import nni
 from smnas.data.coco import CocoDataset, DataFolder, collate
 from smnas.data.split import split_ids
 from smnas.detectors.components import parse_input_size

@@ -18,13 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import nni
 from nni.tuner import Tuner
-
 from smnas import nni_runs
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, SpaceError, SpaceExhausted
 from smnas.experiment import Experiment, SearchSettings
 from smnas.journal import FILE_NAME, Journal
-from smnas.records import Candidate, Failed, Measured, Outcome, identity, outcome_from_json
+from smnas.records import (
+    Candidate,
+    Failed,
+    Measured,
+    Option,
+    Outcome,
+    Sample,
+    identity,
+    outcome_from_json,
+)
 from smnas.study import replay
 
 if TYPE_CHECKING:
@@ -195,23 +203,22 @@ class ParetoTuner(Tuner):
             words = "ended without a final result" if success else "failed; see its log"
             self._tell(own[candidate_id], Failed("error" if success else "crash", words))
 
-    def _import(self, parameters: Any, value: Any) -> None:
+    def _import(self, parameters: Mapping[str, Any], value: Any) -> None:
         try:
-            candidate = self._by_identity.get(identity(parameters))
-            if candidate is None:
-                candidate = self._adopt(parameters)
-        except (SpaceError, TypeError, ValueError) as error:
+            sample = _exact(parameters, self._searcher().encoding)
+            candidate = self._by_identity.get(identity(sample)) or self._adopt(sample)
+        except (SpaceError, TypeError, ValueError, AttributeError) as error:
             _logger.error("imported result: not a sample of this search space: %s", error)
             return
         if candidate.id not in self._told:
             self._waiting = [other for other in self._waiting if other.id != candidate.id]
             self._tell(candidate, self._outcome(f"imported result of {dict(parameters)}", value))
 
-    def _adopt(self, parameters: Mapping[str, Any]) -> Candidate:
+    def _adopt(self, sample: Sample) -> Candidate:
         """A sample that somebody else proposed, as a candidate of this study."""
         optimizer = self._searcher()
-        optimizer.encoding.check(parameters)
-        candidate = Candidate(len(self._by_identity), optimizer.stage, parameters)
+        optimizer.encoding.check(sample)
+        candidate = Candidate(len(self._by_identity), optimizer.stage, sample)
         optimizer.replay(candidate)
         self._remember(candidate)
         return candidate
@@ -248,7 +255,11 @@ class ParetoTuner(Tuner):
         self._by_identity = {trial.candidate.identity: trial.candidate for trial in trials}
         self._told = {trial.candidate.id for trial in trials if trial.outcome is not None}
         if pending:
-            self._take_up(pending, nni_runs.trial_states(), optimizer)
+            states = {
+                identity(_exact(parameters, optimizer.encoding)): state
+                for parameters, state in nni_runs.trial_states()
+            }
+            self._take_up(pending, states, optimizer)
 
     def _take_up(
         self, pending: Sequence[Candidate], states: Mapping[str, str], optimizer: Optimizer
@@ -307,6 +318,19 @@ def _failure(value: Mapping[str, Any]) -> Outcome:
         return outcome_from_json(value)
     except (KeyError, TypeError, ValueError) as error:
         return Failed("error", f"a failure that smnas did not write ({error!r}): {dict(value)}")
+
+
+def _exact(parameters: Mapping[str, Any], encoding: Encoding) -> dict[str, Option]:
+    """Parameters as the space spells them: what went through NNI's manager has 16 for 16.0."""
+    options = {choice.label: choice.options for choice in encoding.choices}
+    return {
+        label: next((o for o in options.get(label, ()) if _is_same(o, value)), value)
+        for label, value in parameters.items()
+    }
+
+
+def _is_same(option: Option, value: Any) -> bool:
+    return bool(option == value) and isinstance(option, bool) == isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

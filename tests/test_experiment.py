@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from nni.experiment.config import ExperimentConfig
 
+from nni.experiment.config import ExperimentConfig
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError
 from smnas.experiment import SearchSettings, load_experiment
@@ -134,7 +134,7 @@ SHIPPED = [path for path in FILES if path.parent.name != "general"]
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name + "-" + path.stem)
 def test_nnictl_takes_every_shipped_file(path: Path) -> None:
-    """What `nnictl create` does with a file before it starts anything, and the tuner's own check."""
+    """What `nnictl create` does with a file before it starts anything, and the tuner's check."""
     config = ExperimentConfig.load(path)
     config.validate()
     assert config.tuner.class_name == "smnas.tuner.ParetoTuner"
@@ -143,7 +143,9 @@ def test_nnictl_takes_every_shipped_file(path: Path) -> None:
 
 def test_an_experiment_without_a_space_is_for_nnictl_only() -> None:
     (general,) = [path for path in FILES if path.parent.name == "general"]
-    with pytest.raises(ConfigError, match="forest.yml: tuner.classArgs: wanted space: .* nnictl only"):
+    with pytest.raises(
+        ConfigError, match="forest.yml: tuner.classArgs: wanted space: .* nnictl only"
+    ):
         load_experiment(general)
 
 

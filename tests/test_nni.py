@@ -55,6 +55,8 @@ class Nni:
             **os.environ,
             "HOME": str(folder),
             "PYTHONPATH": str(HERE.parent),
+            # where fonts are listed already; a new home would cost seconds of making the list
+            "MPLCONFIGDIR": str(Path.home() / ".cache" / "matplotlib"),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         }
 
@@ -120,21 +122,29 @@ class Nni:
         """The dispatcher and the trials of this experiment, whoever their parent is."""
         return [p for p in psutil.process_iter() if is_inside(p, self.folder)]
 
+    def _logged(self, log: str, words: str) -> int:
+        path = self.run.parent / "log" / log
+        return path.read_text().count(words) if path.exists() else 0
+
     def _proposals(self) -> int:
-        log = self.run.parent / "log" / "nnimanager.log"
-        return log.read_text().count("command from dispatcher: TR,") if log.exists() else 0
+        return self._logged("nnimanager.log", "command from dispatcher: TR,")
+
+    def _connections(self) -> int:
+        return self._logged("dispatcher.log", "Initial search space")
 
     def _start(self, *words: object) -> None:
         for _ in range(8):
-            self._earlier = self._proposals()
+            self._earlier, connected = self._proposals(), self._connections()
             self.port = free_port()
             done = self.nnictl(*words, "--port", self.port)
             if done.returncode != 0:
                 assert "Failed to establish a new connection" in done.stderr, done.stderr[-2000:]
                 continue
-            if found := re.search(r"Experiment ID: (?:\x1b\[\d+m)?(\w+)", done.stdout):
-                self.id = found[1]
-            wait_until(self._is_up, "the tuner's start")
+            found = re.search(r"Experiment ID: (?:\x1b\[\d+m)?(\w+)", done.stdout)
+            assert found, done.stdout
+            if found[1] != self.id:
+                self.id, connected = found[1], 0
+            wait_until(lambda: self._is_up(connected), "the tuner's start")
             errors = self.get("check-status")["errors"]
             if not errors:
                 return
@@ -142,13 +152,9 @@ class Nni:
             self.stop()
         pytest.skip("this machine is too busy for the limits that NNI sets to its own start")
 
-    def _is_up(self) -> bool:
-        log = self.run.parent / "log" / "dispatcher.log"
-        status = self.get("check-status")
-        if status["status"] == "ERROR":
-            return True
-        # connected: NNI's limit does not count any more
-        return log.exists() and "Initial search space" in log.read_text().rpartition("START")[2]
+    def _is_up(self, connected: int) -> bool:
+        is_broken = self.get("check-status")["status"] == "ERROR"
+        return is_broken or self._connections() > connected
 
     def _logs(self) -> str:
         folder = self.run.parent / "log"

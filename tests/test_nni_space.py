@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nni import parameter_expressions
 
+from nni import parameter_expressions
 from smnas.encoding import Choice
 from smnas.errors import SpaceError
 from smnas.nni_space import GRID, encoding_of

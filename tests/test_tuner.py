@@ -8,10 +8,10 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import nni
 import pytest
 from toy import toy_outcome, toy_space
 
+import nni
 from smnas import load_result, nni_runs, search
 from smnas import tuner as module
 from smnas.encoding import Encoding
@@ -19,7 +19,7 @@ from smnas.errors import ConfigError, JournalError, SpaceError
 from smnas.journal import FILE_NAME, Asked, read
 from smnas.objectives.vector import Objectives
 from smnas.optimizer import Optimizer
-from smnas.records import Failed, Measured, Outcome, identity
+from smnas.records import Failed, Measured, Outcome
 from smnas.tuner import ParetoTuner
 
 ARGS = {"space": "a:B", "reference_point": {"latency_ms": 50}, "population": 8}
@@ -253,10 +253,22 @@ def test_imported_results_of_another_space_are_left_out(caplog: pytest.LogCaptur
     good = {"layers": 3, "rate": 1.0, "kind": "a"}
     value = {"seconds": 1, "score": 1}
     tuner.import_data(
-        [{"parameter": {**good, **change}, "value": value} for change in ({}, {"rate": 7}, {"x": 1})]
+        [
+            {"parameter": {**good, **change}, "value": value}
+            for change in ({}, {"rate": 7}, {"x": 1})
+        ]
     )
     assert list(outcomes(tuner)) == [0]
     assert caplog.text.count("not a sample of this search space") == 2
+
+
+def test_numbers_that_went_through_nnis_manager_are_known_again() -> None:
+    tuner = ParetoTuner(**ANY_ARGS)
+    tuner.update_search_space({"x": {"_type": "quniform", "_value": [0, 3, 1]}})
+    sample = tuner.generate_parameters(0)
+    assert isinstance(sample["x"], float)
+    tuner.import_data([{"parameter": {"x": int(sample["x"])}, "value": {"seconds": 1, "score": 1}}])
+    assert list(outcomes(tuner)) == [0]
 
 
 # -- the journal ----------------------------------------------------------------------------------
@@ -324,8 +336,9 @@ def test_pending_trials_are_taken_up_by_what_nni_knows_of_them(
     samples = [first.generate_parameters(number) for number in range(5)]
     close(first)
     words = ["FAILED", "ADD_RESUMED", "USER_CANCELED", "SUCCEEDED"]
-    known = {identity(s): state for s, state in zip(samples, words, strict=False)}
-    monkeypatch.setattr(nni_runs, "trial_states", lambda: known)
+    known = list(zip(samples, words, strict=False))
+    # of two trials of one sample the later counts
+    monkeypatch.setattr(nni_runs, "trial_states", lambda: [(samples[0], "RUNNING"), *known])
     second = make()
     assert isinstance(outcomes(second)[0], Failed)
     # the cancelled one and the one that NNI never started come again
