@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -390,14 +390,23 @@ def run_from_command_line(
     try:
         outcome = _guarded(settings, sample, reporters, folder)
     except UserError as error:
-        for reporter in reporters:
-            reporter.end(Failed("error", str(error)))
+        _end(reporters, Failed("error", str(error)))
+        raise
+    except KeyboardInterrupt:
+        # NNI says no more than that; when it stops the whole experiment it hears no result either
+        if under_nni:
+            why = "NNI stopped the trial: longer than maxTrialDuration, or cancelled by its user"
+            _end(reporters, Failed("timeout", why))
         raise
     if not reporters:
         print(json.dumps(outcome.to_json()), flush=True)
+    _end(reporters, outcome)
+    return 0 if isinstance(outcome, Measured) else 1
+
+
+def _end(reporters: Sequence[Reporter], outcome: Outcome) -> None:
     for reporter in reporters:
         reporter.end(outcome)
-    return 0 if isinstance(outcome, Measured) else 1
 
 
 def nni_threads(space: str) -> int | None:

@@ -138,7 +138,7 @@ class Nni:
             self.port = free_port()
             done = self.nnictl(*words, "--port", self.port)
             if done.returncode != 0:
-                assert "Failed to establish a new connection" in done.stderr, done.stderr[-2000:]
+                assert "_check_rest_server" in done.stderr, done.stderr[-2000:]
                 continue
             found = re.search(r"Experiment ID: (?:\x1b\[\d+m)?(\w+)", done.stdout)
             assert found, done.stdout

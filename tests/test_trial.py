@@ -231,6 +231,21 @@ def test_nni_hears_why_a_trial_failed(
     assert record["reason"] == "error" and "nowhere" in record["detail"]
 
 
+def test_a_trial_that_nni_stops_says_so(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: list[tuple[str, dict[str, Any]]],
+) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trial, "train", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_from_command_line(settings, None, None, check_only=False)
+    ((kind, record),) = sent
+    assert kind == "final" and record["reason"] == "timeout"
+
+
 def test_under_nni_seed_and_threads_come_from_the_experiment_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
