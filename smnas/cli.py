@@ -32,7 +32,9 @@ app.add_typer(data_app, name="data")
 # is
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
-Run = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
+Run = Annotated[
+    Path, typer.Argument(help="Folder of a run, or the id of an NNI experiment.", metavar="RUN")
+]
 
 
 class Device(StrEnum):
@@ -150,11 +152,12 @@ def front(
 ) -> None:
     """Print the Pareto set of a run, also while it is running."""
     from smnas.journal import read_run
+    from smnas.nni_runs import find_run
     from smnas.report import tables
 
     if as_json and as_csv:
         raise UserError("front: wanted --json or --csv, got both")
-    history = read_run(run)
+    history = read_run(find_run(run))
     rows = tables.front_rows(history, under_ms)
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -246,7 +249,10 @@ def trial(
     max_latency_ms: Annotated[
         float | None, typer.Option(help="What is slower is not trained.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, envvar="SMNAS_SEED", help="Of the training.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, envvar="SMNAS_SEED", help="Of the training; default the experiment's."),
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where to build and train.")] = Device.auto,
     threads: Annotated[
         int | None, typer.Option(min=1, envvar="SMNAS_THREADS", help="CPU threads of training.")
@@ -262,8 +268,8 @@ def trial(
 
     How it is trained stands in the experiment file (`recipe`); options go before it.
     """
-    from smnas.spaces import open_recipe
-    from smnas.trial import Settings, run_from_command_line
+    from smnas.spaces import open_recipe, study_seed
+    from smnas.trial import Settings, nni_threads, run_from_command_line
 
     options = {
         "epochs": epochs,
@@ -279,9 +285,9 @@ def trial(
         recipe=open_recipe(space, given),
         search_split=search_split,
         max_latency_ms=max_latency_ms,
-        seed=seed,
+        seed=study_seed(space) if seed is None else seed,
         device=device.value,
-        threads=threads,
+        threads=threads or nni_threads(space),
         precision=precision,
         checkpoint=checkpoint,
         latency_threads=latency_threads,

@@ -11,11 +11,12 @@ from pymoo.core.result import Result
 from smnas import pareto
 from smnas.encoding import Encoding
 from smnas.journal import read
+from smnas.nni_runs import find_run
 from smnas.report.tables import objectives_of
 
 
 def load_result(run: Path | str) -> Result:
-    """Reads a run folder (or journal file) into a pymoo `Result`.
+    """Reads a run folder (or journal file, or the id of an NNI experiment) into a pymoo `Result`.
 
     `X` (`n x d` option indices) and `F` (`n x m`, minimised, so mAP is negative) are the Pareto
     set, `pop` all measured individuals with their `id`, `history` one algorithm snapshot for each
@@ -27,7 +28,7 @@ def load_result(run: Path | str) -> Result:
         RunError: there is no journal.
         JournalError: the journal is corrupt.
     """
-    history = read(Path(run))
+    history = read(find_run(run))
     objectives = objectives_of(history)
     encoding = Encoding.from_choices(history.header["space"]["choices"])
     finished = sorted(
