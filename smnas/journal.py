@@ -47,6 +47,33 @@ class Told:
 Event = Asked | Told
 
 
+def event_to_json(event: Event) -> dict[str, Any]:
+    """An event as a journal line holds it."""
+    if isinstance(event, Asked):
+        return {"event": "asked", "time": event.time, "candidate": event.candidate.to_json()}
+    return {
+        "event": "outcome",
+        "time": event.time,
+        "id": event.id,
+        "outcome": event.outcome.to_json(),
+    }
+
+
+def event_from_json(record: Mapping[str, Any]) -> Event:
+    """The inverse of `event_to_json`.
+
+    Raises:
+        ValueError, KeyError, TypeError or AttributeError: the record is no event.
+    """
+    match record["event"]:
+        case "asked":
+            return Asked(Candidate.from_json(record["candidate"]), record["time"])
+        case "outcome":
+            return Told(record["id"], outcome_from_json(record["outcome"]), record["time"])
+        case other:
+            raise ValueError(f"wanted asked or outcome, got {other!r}")
+
+
 @dataclass(frozen=True)
 class Trial:
     """A candidate and what became of it; `outcome` is None while it runs (or was interrupted)."""
@@ -128,18 +155,11 @@ class Journal:
 
     def asked(self, candidate: Candidate) -> None:
         """Records that the optimiser asked for a candidate."""
-        self._append({"event": "asked", "time": self._clock(), "candidate": candidate.to_json()})
+        self._append(event_to_json(Asked(candidate, self._clock())))
 
     def told(self, candidate_id: int, outcome: Outcome) -> None:
         """Records a candidate's outcome; call it before the optimiser is told."""
-        self._append(
-            {
-                "event": "outcome",
-                "time": self._clock(),
-                "id": candidate_id,
-                "outcome": outcome.to_json(),
-            }
-        )
+        self._append(event_to_json(Told(candidate_id, outcome, self._clock())))
 
     def close(self) -> None:
         self._file.close()
@@ -212,13 +232,7 @@ def _events(path: Path, lines: list[bytes]) -> Iterator[Event]:
 def _event(path: Path, number: int, line: bytes) -> Event:
     record = _decode(path, number, line)
     try:
-        match record["event"]:
-            case "asked":
-                return Asked(Candidate.from_json(record["candidate"]), record["time"])
-            case "outcome":
-                return Told(record["id"], outcome_from_json(record["outcome"]), record["time"])
-            case other:
-                raise JournalError(f"{path}:{number}: wanted asked or outcome, got {other!r}")
+        return event_from_json(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise JournalError(f"{path}:{number}: corrupt event: {error!r}") from error
 
