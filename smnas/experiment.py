@@ -202,7 +202,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _check_trial_command(experiment: Experiment) -> None:
     """The trial must build the space that is searched: it reads it from this very file."""
     words = _words(experiment)
-    if words[:2] != ["smnas", "trial"]:
+    # on remote workers smnas is named by its whole path
+    if len(words) < 2 or (Path(words[0]).name, words[1]) != ("smnas", "trial"):
         return
     if len(words) < 3 or words[2].startswith("-"):
         raise ConfigError(

@@ -227,7 +227,7 @@ baselines = {"crashes": {"d0": 4, "d1": 0, "d2": 0, "d3": 0, "kind": "a"}}
 strategy = ParetoStrategy(objectives, population=2, baselines=baselines)
 config = NasExperimentConfig("ts", "simplified", "local")
 config.trial_concurrency = 2
-config.max_trial_number = 3
+config.max_trial_number = 2
 config.experiment_working_directory = sys.argv[2]
 experiment = NasExperiment(ToyModelSpace(), toy_evaluator(), strategy, config)
 try:
@@ -285,13 +285,11 @@ def test_a_nas_experiment_runs_to_its_end(tmp_path: Path) -> None:
             for e in json.loads(lines["RESULT"])
             if "candidate" in e
         }
-        assert set(outcomes) == set(asked) == {0, 1, 2}
+        assert set(outcomes) == set(asked) == {0, 1}
         assert outcomes[0]["reason"] == "crash"
-        for number in (1, 2):
-            expected = toy_outcome(asked[number])
-            assert isinstance(expected, Measured)
-            assert outcomes[number]["metrics"] == expected.metrics
-        assert json.loads(lines["TOP"])
+        expected = toy_outcome(asked[1])
+        assert isinstance(expected, Measured) and outcomes[1]["metrics"] == expected.metrics
+        assert json.loads(lines["TOP"]) == [asked[1]]
         assert not of_test(tmp_path)
     finally:
         for process in of_test(tmp_path):
