@@ -1,4 +1,4 @@
-"""What a newcomer needs, looked at in one go: versions, device, cores, and what listens (`smnas doctor`).
+"""What a newcomer needs, looked at in one go (`smnas doctor`): versions, device, cores, open ports.
 
 Reads only; changes nothing. Needs torch for the look at CUDA.
 """
@@ -75,7 +75,7 @@ def python_finding() -> Finding:
 
 
 def library_findings(requirements: Iterable[str]) -> list[Finding]:
-    """What is installed against requirements such as `torch>=2.11`; those of extras are left out."""
+    """What is installed against requirements such as `torch>=2.11`, without those of extras."""
     parsed = [Requirement(text) for text in requirements]
     return [
         _library_finding(requirement)

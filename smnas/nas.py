@@ -1,4 +1,4 @@
-"""smnas inside NNI's NAS API: `NasExperiment(space, DetectorEvaluator({...}), ParetoStrategy(...))`.
+"""smnas in NNI's NAS API: `NasExperiment(space, DetectorEvaluator({...}), ParetoStrategy(...))`.
 
 At the edge: NNI's engine submits the models and hands their results over; the optimiser is the same
 as everywhere. The strategy's state is the journal's events, and loading it replays them.

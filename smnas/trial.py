@@ -187,9 +187,7 @@ def run_trial(
     measured["peak_memory_mb"] = peak_memory_mb(device)
     if folder is not None and settings.checkpoint:
         torch.save(detector.state_dict(), folder / "checkpoint.pt")
-    info |= {
-        "latency": latency.to_json(), "device": latency.device, "num_classes": num_classes
-    }
+    info |= {"latency": latency.to_json(), "device": latency.device, "num_classes": num_classes}
     return Measured(measured, info)
 
 
@@ -215,9 +213,7 @@ def build(settings: Settings, sample: Sample, num_classes: int) -> nn.Module:
     )
 
 
-def fresh_detector(
-    open_it: Callable[[], ModelSpace], sample: Sample, seed: int
-) -> nn.Module:
+def fresh_detector(open_it: Callable[[], ModelSpace], sample: Sample, seed: int) -> nn.Module:
     """The detector that a trial with this seed starts from, weight by weight.
 
     Args:

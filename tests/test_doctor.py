@@ -51,9 +51,7 @@ sys.stdin.read()
 @pytest.mark.parametrize(
     ("host", "state"), [("0.0.0.0", "note"), ("127.0.0.1", "good")], ids=["everywhere", "here"]
 )
-def test_a_manager_that_everybody_can_reach_is_noted(
-    tmp_path: Path, host: str, state: str
-) -> None:
+def test_a_manager_that_everybody_can_reach_is_noted(tmp_path: Path, host: str, state: str) -> None:
     main = tmp_path / "main.js"
     main.write_text(STAND_IN)
     process = subprocess.Popen(

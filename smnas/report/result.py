@@ -14,9 +14,7 @@ from smnas.report.devices import open_run
 from smnas.report.tables import objectives_of
 
 
-def load_result(
-    run: Path | str, device: str | None = None, mixed_devices: bool = False
-) -> Result:
+def load_result(run: Path | str, device: str | None = None, mixed_devices: bool = False) -> Result:
     """Reads a run folder (or journal file) into a pymoo `Result`.
 
     `X` (`n x d` option indices) and `F` (`n x m`, minimised, so mAP is negative) are the Pareto

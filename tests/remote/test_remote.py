@@ -250,7 +250,7 @@ def test_two_machines_share_a_search_and_one_that_dies_costs_its_trial_only(site
     experiment, port = create(site, experiment_file(site))
     marks = site.folder / "marks"
     until(lambda: len(list(marks.glob("two-*"))) == 2, "a second trial on worker two")
-    (first, second) = sorted(marks.glob("two-*"), key=lambda path: path.stat().st_mtime)
+    first, second = sorted(marks.glob("two-*"), key=lambda path: path.stat().st_mtime)
     until(
         lambda: any(
             job["trialJobId"] == first.name.removeprefix("two-") and job["status"] == "SUCCEEDED"
@@ -265,7 +265,9 @@ def test_two_machines_share_a_search_and_one_that_dies_costs_its_trial_only(site
     lost = [job for job in jobs if job["status"] != "SUCCEEDED"]
     assert len(jobs) == TRIALS
     assert [job["trialJobId"] for job in lost] == [second.name.removeprefix("two-")]
-    results = [json.loads(json.loads(j["finalMetricData"][0]["data"])) for j in jobs if j not in lost]
+    results = [
+        json.loads(json.loads(j["finalMetricData"][0]["data"])) for j in jobs if j not in lost
+    ]
     assert {result["device"] for result in results} == {"one", "two"}
     assert all({"map", "latency_ms"} <= set(result) for result in results)
 

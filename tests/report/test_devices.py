@@ -10,7 +10,7 @@ from toy import toy_outcome
 
 from smnas import cli, load_result
 from smnas.errors import MixedDevicesError, RunError
-from smnas.journal import FILE_NAME, Journal, read
+from smnas.journal import FILE_NAME, read
 from smnas.records import Measured, Outcome, Sample
 from smnas.report.devices import measured_devices, open_run
 from smnas.report.tables import front_rows
