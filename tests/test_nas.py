@@ -286,7 +286,7 @@ def test_a_nas_experiment_runs_to_its_end(tmp_path: Path) -> None:
             if "candidate" in e
         }
         assert set(outcomes) == set(asked) == {0, 1}
-        assert outcomes[0]["reason"] == "crash"
+        assert outcomes[0]["reason"] == "crash", outcomes[0]
         expected = toy_outcome(asked[1])
         assert isinstance(expected, Measured) and outcomes[1]["metrics"] == expected.metrics
         assert json.loads(lines["TOP"]) == [asked[1]]
