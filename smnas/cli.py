@@ -32,7 +32,9 @@ app.add_typer(data_app, name="data")
 # is
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
-Run = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
+Run = Annotated[
+    Path, typer.Argument(help="Folder of a run, or the id of an NNI experiment.", metavar="RUN")
+]
 
 
 class Device(StrEnum):
@@ -231,28 +233,31 @@ def latency(
 def _subjects(
     target: str, sample: Path | None, whole_front: bool, every: bool, classes: int | None
 ) -> tuple[Path | None, list[Any]]:
-    """What `smnas latency` was asked to time, and the run it belongs to."""
+    """What `smnas latency` was asked to time, and the folder of the run that it belongs to."""
     from smnas import retime
     from smnas.journal import read
+    from smnas.nni_runs import find_run
     from smnas.trial import read_sample
 
     if sample is not None and not whole_front:
         return None, [retime.sample_subject(target, read_sample(sample), classes)]
-    folder, mark, number = target.rpartition("#")
-    if mark and number.isdigit() and not whole_front and sample is None:
-        history = read(Path(folder))
+    name, mark, number = target.rpartition("#")
+    if mark and number.isdigit() and not whole_front:
+        run = find_run(name)
+        history = read(run)
         trials = [retime.find_trial(history, int(number))]
-        return Path(folder), retime.run_subjects(history, trials, classes)
-    if whole_front and sample is None:
-        history = read(Path(target))
+    elif whole_front and sample is None:
+        run = find_run(target)
+        history = read(run)
         trials = retime.trials_to_time(history, every)
-        if not trials:
-            raise RunError(f"run {target}: no trial has been measured yet")
-        return Path(target), retime.run_subjects(history, trials, classes)
-    raise UserError(
-        f"latency: wanted RUN#ID, RUN --all, or SPACE SAMPLE.json, got {target!r}"
-        f"{f' {sample}' if sample else ''}{' --all' if whole_front else ''}"
-    )
+    else:
+        raise UserError(
+            f"latency: wanted RUN#ID, RUN --all, or SPACE SAMPLE.json, got {target!r}"
+            f"{f' {sample}' if sample else ''}{' --all' if whole_front else ''}"
+        )
+    if not trials:
+        raise RunError(f"run {target}: no trial has been measured yet")
+    return run, retime.run_subjects(history, trials, classes)
 
 
 @app.command()
@@ -317,7 +322,10 @@ def trial(
     max_latency_ms: Annotated[
         float | None, typer.Option(help="What is slower is not trained.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, envvar="SMNAS_SEED", help="Of the training.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, envvar="SMNAS_SEED", help="Of the training; default the experiment's."),
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where to build and train.")] = Device.auto,
     threads: Annotated[
         int | None, typer.Option(min=1, envvar="SMNAS_THREADS", help="CPU threads of training.")
@@ -330,7 +338,8 @@ def trial(
     loader_workers: Annotated[int, typer.Option(min=0, help="Loading processes, on CUDA.")] = 4,
 ) -> None:
     """Build, time, train and evaluate one detector: what both runners start."""
-    from smnas.trial import Settings, run_from_command_line
+    from smnas.spaces import study_seed
+    from smnas.trial import Settings, nni_threads, run_from_command_line
 
     settings = Settings(
         space=space,
@@ -342,9 +351,9 @@ def trial(
         flip=flip,
         search_split=search_split,
         max_latency_ms=max_latency_ms,
-        seed=seed,
+        seed=study_seed(space) if seed is None else seed,
         device=device.value,
-        threads=threads,
+        threads=threads or nni_threads(space),
         precision=precision,
         checkpoint=checkpoint,
         latency_threads=latency_threads,

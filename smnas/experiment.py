@@ -30,7 +30,8 @@ class SearchSettings:
     """What `tuner.classArgs` holds.
 
     Args:
-        space: `package.module:Class` of an NNI model space.
+        space: `package.module:Class` of an NNI model space; None to search NNI's own search space
+            under `nnictl`, with objectives of one's own.
         space_args: its arguments.
         objectives: `{metric: "minimize" | "maximize"}`; default latency against mAP.
         reference_point: `{metric: value}` for the hypervolume; `map` may be left out (0).
@@ -43,7 +44,7 @@ class SearchSettings:
         stage: `structural` or `modular`.
     """
 
-    space: str
+    space: str | None = None
     space_args: Mapping[str, Any] = field(default_factory=dict)
     objectives: Mapping[str, str] = field(
         default_factory=lambda: {"latency_ms": "minimize", "map": "maximize"}
@@ -67,13 +68,29 @@ class SearchSettings:
         given = dict(args or {})
         fields = {f.name: f for f in dataclasses.fields(cls)}
         check_names(given, fields, where)
-        if "space" not in given:
-            raise ConfigError(f"{where}: wanted space: package.module:Class, got none")
+        if "space" not in given and "objectives" not in given:
+            raise ConfigError(
+                f"{where}: wanted space: package.module:Class, or objectives of your own for the"
+                " experiment's search space, got neither"
+            )
         for name, value in given.items():
             _check_type(f"{where}: {name}", value, _KINDS[str(fields[name].type)])
         settings = cls(**given)
         settings.objective_vector()
         return settings
+
+    def named_space(self, where: str) -> str:
+        """The `space`, where there has to be one.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.space is None:
+            raise ConfigError(
+                f"{where}: wanted space: package.module:Class, got none; without one the experiment"
+                " runs under nnictl only"
+            )
+        return self.space
 
     def objective_vector(self) -> Objectives:
         """The objectives with their reference point.
@@ -132,6 +149,7 @@ def load_experiment(path: Path) -> Experiment:
         config.validate()
     except (ValueError, TypeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{path}: {_nni_reason(error)}") from error
+    search.named_space(f"{path}: tuner.classArgs")
     base = path.resolve().parent
     if not config.trial_command:
         raise ConfigError(f"{path}: wanted trialCommand, got none")
@@ -239,6 +257,7 @@ def _check_positive(where: str, value: Any) -> None:
 
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "text"),
+    "str | None": ((str, type(None)), "text"),
     "int": (int, "a whole number"),
     "bool": (bool, "true or false"),
     "Mapping[str, Any]": (dict, "keys and values"),

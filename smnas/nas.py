@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,9 +25,10 @@ from smnas import pareto
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, JournalError, SpaceExhausted, TrialFailure, check_names
 from smnas.journal import Asked, Event, History, Told, Trial, event_from_json, event_to_json
+from smnas.nni_results import is_number, outcome_of
 from smnas.objectives.vector import Objectives
 from smnas.optimizer import Optimizer
-from smnas.records import Candidate, Failed, Measured, Outcome, Sample, identity
+from smnas.records import Candidate, Failed, Outcome, Sample, identity
 from smnas.study import replay
 from smnas.trial import NniReporter, Settings, run_trial
 
@@ -83,8 +83,11 @@ class ParetoStrategy(Strategy):
         self._make_optimizer = optimizer
         self._events: list[Event] = []
         self._waiting: list[Candidate] = []
-        self._running: dict[int, ExecutableModelSpace] = {}
-        self._reported: dict[int, Any] = {}
+        self._active: set[int] = set()
+        self._told: set[int] = set()
+        # ended without a result -> models that were active then and still are
+        self._doubts: dict[int, set[int]] = {}
+        self._models: dict[int, ExecutableModelSpace] = {}
         # results arrive in a thread of NNI's
         self._lock = threading.RLock()
 
@@ -158,7 +161,7 @@ class ParetoStrategy(Strategy):
                     self._submit(candidate)
         except SpaceExhausted:
             pass  # a search ends well with it
-        while self._running:
+        while self._active:
             # asks NNI's manager, so that this wait ends with an error when the manager is gone
             self.engine.budget_available()
             time.sleep(POLL_SECONDS)
@@ -175,56 +178,50 @@ class ParetoStrategy(Strategy):
     def _submit(self, candidate: Candidate) -> None:
         model = self.model_space.freeze(dict(candidate.sample))
         with self._lock:
-            self._running[candidate.id] = model
+            self._models[candidate.id] = model
+            self._active.add(candidate.id)
         self.engine.submit_models(model)
 
     def _on_metric(self, event: FinalMetricEvent) -> None:
         with self._lock:
             candidate_id = self._id_of(event.model)
             if candidate_id is not None:
-                self._reported[candidate_id] = event.metric
-        if not isinstance(event.metric, dict) or not _is_number(event.metric.get("default")):
+                self._tell(candidate_id, outcome_of(event.metric, self._objectives))
+        if not isinstance(event.metric, dict) or not is_number(event.metric.get("default")):
             # NNI would keep it as one number, and an error there ends its thread without a word
             event.prevent_default()
 
     def _on_end(self, event: TrainingEndEvent) -> None:
+        """Notes that a trial has ended; one without a result has failed, sooner or later.
+
+        NNI's training services hand models to trials in the order in which the trials ask, so those
+        of two that start together may be exchanged: results come under the right model, ends under
+        the other one. A model without a result may be running still, in the trial of a model that
+        was active when its own trial ended; it has failed once all of those have ended.
+        """
         with self._lock:
             candidate_id = self._id_of(event.model)
             if candidate_id is None:
                 return
-            metric = self._reported.pop(candidate_id, None)
+            self._active.discard(candidate_id)
             # an interrupted one stays open in the events, and runs again after a resume
-            if event.status != ModelStatus.Interrupted:
-                outcome = to_outcome(metric, event.status, self._objectives)
-                self._events.append(Told(candidate_id, outcome, time.time()))
-                self._optimizer.tell(candidate_id, outcome)
-            del self._running[candidate_id]
+            if event.status != ModelStatus.Interrupted and candidate_id not in self._told:
+                self._doubts[candidate_id] = set(self._active)
+            for doubtful, others in list(self._doubts.items()):
+                others.discard(candidate_id)
+                if not others:
+                    self._tell(doubtful, Failed("crash", "ended without a result; see its log"))
+
+    def _tell(self, candidate_id: int, outcome: Outcome) -> None:
+        if candidate_id in self._told:
+            return
+        self._told.add(candidate_id)
+        self._doubts.pop(candidate_id, None)
+        self._events.append(Told(candidate_id, outcome, time.time()))
+        self._optimizer.tell(candidate_id, outcome)
 
     def _id_of(self, model: ExecutableModelSpace) -> int | None:
-        return next((i for i, running in self._running.items() if running is model), None)
-
-
-def to_outcome(metric: Any, status: ModelStatus, objectives: Objectives) -> Outcome:
-    """A model's outcome from what its trial reported last.
-
-    Args:
-        metric: a dict with every objective; its numbers become metrics, its `info` is kept.
-        status: how the training ended.
-        objectives: what the dict must hold.
-    """
-    if status != ModelStatus.Trained:
-        return Failed("crash", f"NNI says {status.value}; see the trial's log")
-    if not isinstance(metric, dict):
-        return Failed("error", f"wanted a dict with {list(objectives.names)}, got {metric!r}")
-    metrics = {k: v for k, v in metric.items() if k != "default" and _is_number(v)}
-    if missing := objectives.missing(metrics):
-        return Failed("error", f"wanted numbers for {missing}, got {metric!r}")
-    info = metric.get("info")
-    return Measured(metrics, info if isinstance(info, dict) else {})
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return next((i for i, known in self._models.items() if known is model), None)
 
 
 @nni.trace

@@ -9,6 +9,7 @@ no torch.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -16,9 +17,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from smnas.errors import RunError
 from smnas.records import Candidate, Failed, Outcome, outcome_from_json
@@ -125,11 +128,13 @@ class EmbeddedRunner:
         """
         folder, worker = self._trials / str(candidate.id), self._idle[0]
         try:
-            left_behind = read_outcome(folder, candidate)
-            if left_behind is not None:
-                self._ready.append((candidate, left_behind))
-                return
-            process = self._start(candidate, folder, worker)
+            folder.mkdir(parents=True, exist_ok=True)
+            with _only_trial(folder) as lock:
+                left_behind = read_outcome(folder, candidate)
+                if left_behind is not None:
+                    self._ready.append((candidate, left_behind))
+                    return
+                process = self._start(candidate, folder, worker, lock)
         except OSError as error:
             raise RunError(f"trial folder {folder}: cannot start a trial: {error}") from error
         self._idle.remove(worker)
@@ -157,8 +162,9 @@ class EmbeddedRunner:
             self._idle.append(trial.worker)
         self._running = []
 
-    def _start(self, candidate: Candidate, folder: Path, worker: Worker) -> subprocess.Popen[bytes]:
-        folder.mkdir(parents=True, exist_ok=True)
+    def _start(
+        self, candidate: Candidate, folder: Path, worker: Worker, lock: IO[str]
+    ) -> subprocess.Popen[bytes]:
         sample = folder / "sample.json"
         sample.write_text(json.dumps(dict(candidate.sample), indent=1))
         environment = {
@@ -168,7 +174,7 @@ class EmbeddedRunner:
             "SMNAS_WATCH_STDIN": "1",
         }
         with (folder / "log.txt").open("wb") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self._command,
                 shell=True,
                 cwd=self._directory,
@@ -177,7 +183,10 @@ class EmbeddedRunner:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=[lock.fileno()],
             )
+        lock.write(str(process.pid))
+        return process
 
     def _is_over(self, trial: _Running) -> bool:
         late = trial.deadline is not None and self._clock() > trial.deadline
@@ -201,6 +210,26 @@ class EmbeddedRunner:
             outcome = Failed("crash", f"{_describe_status(status)}\n{log_tail(folder)}")
         write_outcome(folder, trial.candidate, outcome)
         return outcome
+
+
+@contextmanager
+def _only_trial(folder: Path) -> Iterator[IO[str]]:
+    """Locks a trial's folder, first ending the trial that a killed search may have left in it.
+
+    The trial inherits the lock and holds it as long as it lives; the file names its process group.
+    """
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _logger.warning("%s: an earlier search left its trial running; ending it", folder)
+            lock.seek(0)
+            # killed before it could be named: it ends by itself
+            if group := lock.read():
+                _kill_group(int(group))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        yield lock
 
 
 def trial_environment(worker: Worker, seed: int) -> dict[str, str]:
@@ -269,10 +298,14 @@ def _describe_status(status: int) -> str:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Ends a trial and whatever it started (its process group), and closes the pipe."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # all of the group has ended by itself
+    _kill_group(process.pid)
     process.wait()
     if process.stdin is not None:
         process.stdin.close()
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # all of the group has ended by itself

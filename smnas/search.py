@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from fasteners import InterProcessLock
 
 from smnas import machine
-from smnas.detectors.space import load_space
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, RunError
 from smnas.experiment import Experiment, SearchSettings
@@ -41,15 +39,25 @@ class Overrides:
     workers: int | None = None
 
 
-def make_optimizer(settings: SearchSettings) -> Optimizer:
+def make_optimizer(settings: SearchSettings, encoding: Encoding | None = None) -> Optimizer:
     """The optimiser that an experiment's settings describe.
+
+    Args:
+        settings: of the experiment.
+        encoding: of the search space; None to build the one that the settings name.
 
     Raises:
         SpaceError: the space cannot be built.
         ConfigError: a setting does not fit the space or the algorithm.
     """
+    if encoding is None:
+        # torch comes with it, and a search without detectors does without
+        from smnas.detectors.space import load_space
+
+        space = settings.named_space("tuner.classArgs")
+        encoding = Encoding.of(load_space(space, settings.space_args))
     return Optimizer(
-        Encoding.of(load_space(settings.space, settings.space_args)),
+        encoding,
         settings.objective_vector(),
         algorithm=settings.algorithm,
         algorithm_args=settings.algorithm_args,
@@ -87,7 +95,7 @@ def search(
         overrides.trials or experiment.max_trials, overrides.hours or experiment.max_hours
     )
     workers = _workers(experiment, overrides.workers)
-    with _only_search(run), _resolved_data():
+    with only_search(run), _resolved_data():
         if not _is_complete(run / FILE_NAME, limits):
             check_trial_command(experiment, run, workers[0])
         journal = Journal.open(run / FILE_NAME, header(experiment, optimizer, len(workers)))
@@ -120,9 +128,15 @@ def header(experiment: Experiment, optimizer: Optimizer, workers: int) -> dict[s
         "experiment": identifying,
         "space": optimizer.encoding.describe(),
         "workers": workers,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.cpu_name(),
+        "device": machine.cpu_name() if settings.space is None else _detector_device(),
         "machine": machine.describe(),
     }
+
+
+def _detector_device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else machine.cpu_name()
 
 
 def check_trial_command(experiment: Experiment, run: Path, worker: Worker) -> None:
@@ -171,7 +185,7 @@ def _workers(experiment: Experiment, number: int | None) -> list[Worker]:
 
 
 @contextmanager
-def _only_search(run: Path) -> Iterator[None]:
+def only_search(run: Path) -> Iterator[None]:
     """Holds the run folder against a second search in it."""
     try:
         run.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nni.mutable import Mutable
 
-from smnas.detectors.space import load_space
 from smnas.experiment import SearchSettings, read_yaml
 
 
@@ -24,15 +24,46 @@ def open_space(reference: str, **arguments: Any) -> Mutable:
         ConfigError: the experiment file is wrong.
         SpaceError: the space cannot be found or built.
     """
+    # torch comes with it, and the other functions here do without
+    from smnas.detectors.space import load_space
+
     make_importable(Path.cwd())
-    if not reference.endswith((".yml", ".yaml")):
+    if not _is_experiment(reference):
         return load_space(reference, arguments)
     path = Path(reference)
-    tuner = read_yaml(path).get("tuner")
-    class_args = tuner.get("classArgs") if isinstance(tuner, dict) else None
-    settings = SearchSettings.from_class_args(class_args, f"{path}: tuner.classArgs")
+    settings = _settings(path, read_yaml(path))
     make_importable(path.resolve().parent)
-    return load_space(settings.space, {**settings.space_args, **arguments})
+    space = settings.named_space(f"{path}: tuner.classArgs")
+    return load_space(space, {**settings.space_args, **arguments})
+
+
+def study_seed(reference: str) -> int:
+    """The seed that the trials of a study share: the experiment file's, 0 for a plain space.
+
+    Raises:
+        ConfigError: the experiment file is wrong.
+    """
+    if not _is_experiment(reference):
+        return 0
+    path = Path(reference)
+    return _settings(path, read_yaml(path)).seed
+
+
+def trial_concurrency(reference: str) -> int | None:
+    """How many trials an experiment file wants at a time; None for a plain space."""
+    if not _is_experiment(reference):
+        return None
+    return int(read_yaml(Path(reference)).get("trialConcurrency", 1))
+
+
+def _is_experiment(reference: str) -> bool:
+    return reference.endswith((".yml", ".yaml"))
+
+
+def _settings(path: Path, content: Mapping[str, Any]) -> SearchSettings:
+    tuner = content.get("tuner")
+    class_args = tuner.get("classArgs") if isinstance(tuner, dict) else None
+    return SearchSettings.from_class_args(class_args, f"{path}: tuner.classArgs")
 
 
 def make_importable(folder: Path) -> None:

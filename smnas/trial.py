@@ -27,12 +27,13 @@ from smnas.data.coco import CocoDataset, DataFolder, collate
 from smnas.data.split import split_ids
 from smnas.detectors.components import parse_input_size
 from smnas.errors import ConfigError, DataError, TrialFailure, UserError
+from smnas.nni_runs import end_with_manager
 from smnas.objectives.cost import measure_cost, peak_memory_mb
 from smnas.objectives.latency import Latency, measure_latency
 from smnas.quiet import QuietDevice
 from smnas.records import Candidate, Failed, Measured, Outcome, Sample
-from smnas.runner import write_outcome
-from smnas.spaces import open_space
+from smnas.runner import local_workers, write_outcome
+from smnas.spaces import open_space, trial_concurrency
 from smnas.training.evaluation import evaluate
 from smnas.training.loop import EpochStats, epoch_batches, train
 from smnas.training.recipe import Recipe
@@ -336,6 +337,9 @@ class _Shuffled(Sampler[list[int]]):
 # -- the program ----------------------------------------------------------------------------------
 
 
+_NNI_TRIAL = "NNI_TRIAL_JOB_ID"
+
+
 class FolderReporter:
     """Writes a trial's results into its folder: `curve.jsonl` as it goes, `outcome.json` at the
     end.
@@ -363,15 +367,21 @@ class FolderReporter:
 class NniReporter:
     """Sends a trial's results to NNI's manager, which draws `default` (mAP) and keeps the rest.
 
-    A failure reports no final result: the program's exit status tells NNI that the trial failed.
+    A failure is reported as well, as the record that the journal keeps: the exit status tells NNI
+    that the trial failed, but the tuner would not hear why. A result reaches it from a remote
+    machine too, where it could not read the trial's folder.
     """
 
     def epoch(self, record: dict[str, Any]) -> None:
         nni.report_intermediate_result({"default": record["map"], **record})
 
     def end(self, outcome: Outcome) -> None:
-        if isinstance(outcome, Measured):
-            nni.report_final_result({"default": outcome.metrics["map"], **outcome.metrics})
+        if isinstance(outcome, Failed):
+            nni.report_final_result(outcome.to_json())
+            return
+        info = {**outcome.info, "nni_trial": nni.get_trial_id()}
+        metrics = dict(outcome.metrics)
+        nni.report_final_result({"default": metrics["map"], **metrics, "info": info})
 
 
 def run_from_command_line(
@@ -382,7 +392,7 @@ def run_from_command_line(
     Args:
         settings: from the options.
         sample_file: JSON of the sample; None under NNI, which hands it over itself.
-        folder: where the outcome goes; None prints it.
+        folder: where the outcome goes; None prints it, and takes the trial's own under NNI.
         check_only: look at settings, space and data, and stop.
 
     Raises:
@@ -392,17 +402,36 @@ def run_from_command_line(
     if check_only:
         check_settings(settings)
         return 0
-    under_nni = sample_file is None and "NNI_TRIAL_JOB_ID" in os.environ
+    under_nni = sample_file is None and _NNI_TRIAL in os.environ
+    if under_nni:
+        end_with_manager()
     sample = nni.get_next_parameter() if under_nni else read_sample(sample_file)
     reporters: list[Reporter] = [NniReporter()] if under_nni else []
+    if under_nni and folder is None:
+        folder = Path(os.environ["NNI_OUTPUT_DIR"])
     if folder is not None:
         reporters.append(FolderReporter(folder, sample))
-    outcome = _guarded(settings, sample, reporters, folder)
+    try:
+        outcome = _guarded(settings, sample, reporters, folder)
+    except UserError as error:
+        for reporter in reporters:
+            reporter.end(Failed("error", str(error)))
+        raise
     if not reporters:
         print(json.dumps(outcome.to_json()), flush=True)
     for reporter in reporters:
         reporter.end(outcome)
     return 0 if isinstance(outcome, Measured) else 1
+
+
+def nni_threads(space: str) -> int | None:
+    """This trial's share of the cores under NNI, which divides them among nobody; None elsewhere.
+
+    Args:
+        space: the trial's SPACE; an experiment file tells how many trials share the machine.
+    """
+    concurrency = trial_concurrency(space) if _NNI_TRIAL in os.environ else None
+    return None if concurrency is None else local_workers(concurrency)[0].threads
 
 
 def _guarded(

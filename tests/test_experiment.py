@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from nni.experiment.config import ExperimentConfig
 
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError
 from smnas.experiment import SearchSettings, load_experiment
 from smnas.spaces import open_space
+from smnas.tuner import ParetoTuner
 
 GOOD = {
     "experimentName": "mine",
@@ -136,7 +138,25 @@ def _home_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(home))
 
 
-SHIPPED = sorted((Path(__file__).parents[1] / "experiments").rglob("*.yml"))
+FILES = sorted((Path(__file__).parents[1] / "experiments").rglob("*.yml"))
+SHIPPED = [path for path in FILES if path.parent.name != "general"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name + "-" + path.stem)
+def test_nnictl_takes_every_shipped_file(path: Path) -> None:
+    """What `nnictl create` does with a file before it starts anything, and the tuner's own check."""
+    config = ExperimentConfig.load(path)
+    config.validate()
+    assert config.tuner.class_name == "smnas.tuner.ParetoTuner"
+    ParetoTuner(**config.tuner.class_args)
+
+
+def test_an_experiment_without_a_space_is_for_nnictl_only() -> None:
+    (general,) = [path for path in FILES if path.parent.name == "general"]
+    with pytest.raises(
+        ConfigError, match="forest.yml: tuner.classArgs: wanted space: .* nnictl only"
+    ):
+        load_experiment(general)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name + "-" + path.stem)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from nni.nas.execution import SequentialExecutionEngine
-from nni.nas.execution.event import FinalMetricEvent
+from nni.nas.execution.event import FinalMetricEvent, TrainingEndEvent
 from nni.nas.space import ExecutableModelSpace, ModelStatus, SimplifiedModelSpace
 from toy import toy_outcome
 from toy_nas import ToyModelSpace, toy_evaluator
@@ -22,7 +22,7 @@ from toy_nas import ToyModelSpace, toy_evaluator
 from smnas import nas
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, JournalError, SpaceError, TrialFailure
-from smnas.nas import DetectorEvaluator, ParetoStrategy, to_outcome
+from smnas.nas import DetectorEvaluator, ParetoStrategy
 from smnas.objectives.vector import Objectives
 from smnas.optimizer import Optimizer
 from smnas.records import Failed, Measured, Sample
@@ -134,29 +134,47 @@ def test_generations_and_exhaustion_end_well(objectives: Objectives) -> None:
     assert len(strategy.trials()) == 13
 
 
-@pytest.mark.parametrize(
-    ("metric", "status", "words"),
-    [
-        (0.5, ModelStatus.Trained, "wanted a dict with"),
-        (None, ModelStatus.Trained, "got None"),
-        ({"default": 1.0, "map": 0.5}, ModelStatus.Trained, r"wanted numbers for \['latency_ms'\]"),
-        ({"map": float("nan"), "latency_ms": 1}, ModelStatus.Trained, r"\['map'\]"),
-        ({"map": 0.5, "latency_ms": 1}, ModelStatus.Failed, "NNI says failed"),
-    ],
-)
-def test_what_is_no_result_is_a_failure(
-    objectives: Objectives, metric: Any, status: ModelStatus, words: str
-) -> None:
-    outcome = to_outcome(metric, status, objectives)
-    assert isinstance(outcome, Failed)
-    with pytest.raises(AssertionError, match=words):
-        raise AssertionError(outcome.detail)
+SAMPLES = [{"d0": i, "d1": 0, "d2": 0, "d3": 0, "kind": "a"} for i in range(3)]
 
 
-def test_numbers_become_metrics_and_info_is_kept(objectives: Objectives) -> None:
-    metric = {"default": 0.5, "map": 0.5, "latency_ms": 7, "info": {"device": "GPU"}, "note": "x"}
-    outcome = to_outcome(metric, ModelStatus.Trained, objectives)
-    assert outcome == Measured({"map": 0.5, "latency_ms": 7}, {"device": "GPU"})
+class Exchanging(SequentialExecutionEngine):
+    """Takes models, and lets a test say what NNI hears of them."""
+
+    def submit_models(self, *models: ExecutableModelSpace) -> None:
+        self._history += models
+
+    def result(self, number: int) -> None:
+        outcome = toy_outcome(self._history[number].sample or {})
+        assert isinstance(outcome, Measured)
+        self.dispatch_model_event(FinalMetricEvent(self._history[number], dict(outcome.metrics)))
+
+    def end(self, number: int, status: ModelStatus) -> None:
+        self.dispatch_model_event(TrainingEndEvent(self._history[number], status))
+
+
+def test_ends_that_come_under_another_model_do_no_harm(objectives: Objectives) -> None:
+    strategy = ParetoStrategy(
+        objectives, population=2, baselines={str(i): s for i, s in enumerate(SAMPLES)}
+    )
+    engine = Exchanging()
+    strategy.initialize(SimplifiedModelSpace.from_model(ToyModelSpace(), toy_evaluator()), engine)
+    for _ in range(3):
+        strategy._submit(strategy._next())
+
+    def outcomes() -> list[str | None]:
+        found = [trial.outcome for trial in strategy.trials()]
+        return [None if o is None else o.to_json()["state"] for o in found]
+
+    # models 0 and 1 run in each other's trials; model 1 crashes, and NNI says that 0 has failed
+    engine.end(0, ModelStatus.Failed)
+    assert outcomes() == [None, None, None]
+    engine.result(0)
+    engine.end(1, ModelStatus.Trained)
+    assert outcomes() == ["measured", None, None]
+    # model 1 may still be running in the trial of 2
+    engine.result(2)
+    engine.end(2, ModelStatus.Trained)
+    assert outcomes() == ["measured", "failed", "measured"]
 
 
 @pytest.mark.parametrize(

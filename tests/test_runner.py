@@ -111,6 +111,22 @@ def test_a_trial_s_own_failure_gets_the_log_s_tail(
     assert outcome.metrics == {"latency_ms": 2.0}
 
 
+def test_a_trial_that_a_killed_search_left_behind_is_ended_first(
+    program: str, tmp_path: Path
+) -> None:
+    left = make(program, tmp_path)
+    left.submit(candidate(0, "sleep"))
+    pid = tmp_path / "trials" / "0" / "pid"
+    while not (pid.exists() and pid.read_text()):
+        time.sleep(0.01)
+    orphan = int(pid.read_text())
+    resumed = make(program, tmp_path)
+    resumed.submit(candidate(0, "well"))
+    assert isinstance(collect_all(resumed)[0], Measured)
+    wait_for_end(orphan)
+    assert isinstance(collect_all(left)[0], Failed)
+
+
 def test_a_trial_over_its_time_is_ended(program: str, tmp_path: Path) -> None:
     runner = make(program, tmp_path, limit=3.0)
     runner.submit(candidate(0, "sleep"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from smnas.errors import MixedDevicesError, RunError
 from smnas.journal import Asked, Event, History, Told, Trial, read
+from smnas.nni_runs import find_run
 from smnas.records import Measured
 from smnas.timings import Timing, read_timings
 
@@ -21,11 +22,11 @@ TIMES = ("latency_ms", "train_seconds")
 UNKNOWN = "a device that was not recorded"
 
 
-def open_run(run: Path, device: str | None = None, mixed_devices: bool = False) -> History:
+def open_run(run: Path | str, device: str | None = None, mixed_devices: bool = False) -> History:
     """A run's history whose latencies may be compared.
 
     Args:
-        run: its folder, or the journal in it.
+        run: its folder, the journal in it, or the id of an NNI experiment.
         device: take the latencies of this one: those that `smnas latency` measured again on it, or
             the trials' own where they ran on it; candidates with neither are left out. A part of
             the name will do.
@@ -36,11 +37,12 @@ def open_run(run: Path, device: str | None = None, mixed_devices: bool = False) 
         RunError: there is no journal, or no latency on that device.
         JournalError: the journal or a record of latencies is corrupt.
     """
-    history = read(run)
+    path = find_run(run)
+    history = read(path)
     if device is not None:
-        return on_device(history, read_timings(run if run.is_dir() else run.parent), device)
+        return on_device(history, read_timings(path if path.is_dir() else path.parent), device)
     if not mixed_devices:
-        check_one_device(history, run)
+        check_one_device(history, path)
     return history
 
 

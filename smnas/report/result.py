@@ -15,7 +15,7 @@ from smnas.report.tables import objectives_of
 
 
 def load_result(run: Path | str, device: str | None = None, mixed_devices: bool = False) -> Result:
-    """Reads a run folder (or journal file) into a pymoo `Result`.
+    """Reads a run folder (or journal file, or the id of an NNI experiment) into a pymoo `Result`.
 
     `X` (`n x d` option indices) and `F` (`n x m`, minimised, so mAP is negative) are the Pareto
     set, `pop` all measured individuals with their `id`, `history` one algorithm snapshot for each
@@ -24,7 +24,7 @@ def load_result(run: Path | str, device: str | None = None, mixed_devices: bool 
     `result.data` holds the objectives' names and the choices.
 
     Args:
-        run: folder or journal.
+        run: folder, journal or id.
         device: take the latencies that were measured on this one, see `smnas.report.devices`.
         mixed_devices: compare latencies of different devices all the same.
 
@@ -33,7 +33,7 @@ def load_result(run: Path | str, device: str | None = None, mixed_devices: bool 
         RunError: there is no journal.
         JournalError: the journal is corrupt.
     """
-    history = open_run(Path(run), device, mixed_devices)
+    history = open_run(run, device, mixed_devices)
     objectives = objectives_of(history)
     encoding = Encoding.from_choices(history.header["space"]["choices"])
     finished = sorted(
