@@ -16,10 +16,12 @@ from typing import Any
 
 import nni
 from nni.nas.evaluator import Evaluator
-from nni.nas.execution import ExecutionEngine
+from nni.nas.execution import ExecutionEngine, training_service
 from nni.nas.execution.event import FinalMetricEvent, ModelEventType, TrainingEndEvent
 from nni.nas.space import ExecutableModelSpace, ModelStatus
 from nni.nas.strategy.base import Strategy
+from nni.runtime.tuner_command_channel import TunerCommandChannel
+from nni.runtime.tuner_command_channel.command_type import CommandType
 
 from smnas import pareto
 from smnas.encoding import Encoding
@@ -33,6 +35,22 @@ from smnas.study import replay
 from smnas.trial import NniReporter, Settings, run_trial
 
 POLL_SECONDS = 0.2
+
+
+class ResumableChannel(TunerCommandChannel):
+    """NNI's channel between manager and engine, without what a resumed experiment is sent.
+
+    Its manager sends old results and asks for unfinished trials again; NNI's own channel ends with
+    an error at commands that it does not know. The strategy has both from its checkpoint.
+    """
+
+    def _receive(self) -> tuple[CommandType, str] | tuple[None, None]:
+        while (command := super()._receive())[0] in _OF_A_RESUME:
+            pass
+        return command
+
+
+_OF_A_RESUME = (CommandType.ImportData, CommandType.AddCustomizedTrialJob)
 
 
 class ParetoStrategy(Strategy):
@@ -66,6 +84,7 @@ class ParetoStrategy(Strategy):
         generational: bool = False,
     ) -> None:
         super().__init__()
+        training_service.TunerCommandChannel = ResumableChannel
         self._objectives = objectives
 
         def optimizer(encoding: Encoding) -> Optimizer:
