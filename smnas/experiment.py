@@ -235,7 +235,8 @@ def _check_trial_command(experiment: Experiment) -> None:
     from this very file.
     """
     words = _words(experiment)
-    if words[:2] != ["smnas", "trial"]:
+    # on remote workers smnas is named by its whole path
+    if len(words) < 2 or (Path(words[0]).name, words[1]) != ("smnas", "trial"):
         return
     if len(words) < 3 or words[2].startswith("-"):
         raise ConfigError(

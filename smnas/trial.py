@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Sampler
 from smnas.data.coco import CocoDataset, DataFolder, collate
 from smnas.data.split import split_ids
 from smnas.detectors.components import parse_input_size
+from smnas.detectors.nas import ModelSpace
 from smnas.errors import ConfigError, DataError, TrialFailure, UserError
 from smnas.nni_runs import end_with_manager
 from smnas.objectives.cost import measure_cost, peak_memory_mb
@@ -86,11 +87,7 @@ class Settings:
 
     @property
     def torch_device(self) -> torch.device:
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device: wanted cuda, but torch finds no CUDA device")
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return find_device(self.device)
 
     @property
     def workers(self) -> int:
@@ -102,6 +99,19 @@ class Settings:
         return self.precision == "amp" or (
             self.precision is None and self.torch_device.type == "cuda"
         )
+
+
+def find_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` stands for here.
+
+    Raises:
+        ConfigError: `cuda` is wanted and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device: wanted cuda, but torch finds no CUDA device")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
 
 
 class Reporter(Protocol):
@@ -136,14 +146,14 @@ def run_trial(
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
     device = settings.torch_device
     quiet = QuietDevice(str(device))
     measured: dict[str, float] = {}
     try:
         with quiet.working():
             training, held_out = open_data(settings)
-            detector = build(settings, sample, training.num_classes).to(device)
+            num_classes = training.num_classes
+            detector = build(settings, sample, num_classes).to(device)
             size = parse_input_size(str(detector.input_size))
             measured |= measure_cost(detector, size).to_metrics()
         training = training.view(training.image_ids, size)
@@ -160,7 +170,8 @@ def run_trial(
     measured["peak_memory_mb"] = peak_memory_mb(device)
     if folder is not None and settings.checkpoint:
         torch.save(detector.state_dict(), folder / "checkpoint.pt")
-    return Measured(measured, info | {"latency": latency.to_json(), "device": latency.device})
+    info |= {"latency": latency.to_json(), "device": latency.device, "num_classes": num_classes}
+    return Measured(measured, info)
 
 
 def open_data(settings: Settings) -> tuple[CocoDataset, CocoDataset]:
@@ -179,9 +190,22 @@ def open_data(settings: Settings) -> tuple[CocoDataset, CocoDataset]:
 
 
 def build(settings: Settings, sample: Sample, num_classes: int) -> nn.Module:
-    """The detector of a sample, plain and with fresh weights."""
-    space = open_space(settings.space, num_classes=num_classes)
-    return space.freeze(dict(sample))
+    """The detector of a sample, plain and with fresh weights of the trial's seed."""
+    return fresh_detector(
+        lambda: open_space(settings.space, num_classes=num_classes), sample, settings.seed
+    )
+
+
+def fresh_detector(open_it: Callable[[], ModelSpace], sample: Sample, seed: int) -> nn.Module:
+    """The detector that a trial with this seed starts from, weight by weight.
+
+    Args:
+        open_it: builds the search space, which draws from torch's generator too.
+        sample: of that space.
+        seed: of torch's global generator.
+    """
+    torch.manual_seed(seed)
+    return open_it().freeze(dict(sample))
 
 
 def check_settings(settings: Settings) -> None:
@@ -363,7 +387,7 @@ def run_from_command_line(
     under_nni = sample_file is None and _NNI_TRIAL in os.environ
     if under_nni:
         end_with_manager()
-    sample = nni.get_next_parameter() if under_nni else _read_sample(sample_file)
+    sample = nni.get_next_parameter() if under_nni else read_sample(sample_file)
     reporters: list[Reporter] = [NniReporter()] if under_nni else []
     if under_nni and folder is None:
         folder = Path(os.environ["NNI_OUTPUT_DIR"])
@@ -419,7 +443,12 @@ def _guarded(
         return Failed("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()[-2000:]}")
 
 
-def _read_sample(path: Path | None) -> Sample:
+def read_sample(path: Path | None) -> Sample:
+    """The sample in a JSON file.
+
+    Raises:
+        ConfigError: there is no file, or it holds no JSON object.
+    """
     if path is None:
         raise ConfigError("trial: wanted --sample FILE with the sample to measure, got none")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -88,6 +88,36 @@ def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
         origin = ["-" if row["group"] is None else str(row["group"])] if staged else []
         detector = describe_sample(row["sample"], row["baseline"])
         table.add_row(str(row["id"]), *values, *origin, detector)
+    return table
+
+
+def latency_table(
+    ids: Sequence[int | None],
+    now: Sequence[Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any] | None],
+) -> Table:
+    """Latencies that were measured again, beside those of the run.
+
+    Args:
+        ids: of the candidates; None outside of a run.
+        now: as `Latency.to_json` gives it.
+        before: the run's own, None where there is none.
+    """
+    card = now[0]
+    title = f"{card['device']}, {card['precision']}, {card['threads']} CPU threads"
+    table = Table(title=title, title_justify="left")
+    for name in ("id", "median ms", "IQR ms", "count", "before ms", "ratio"):
+        table.add_column(name, justify="right")
+    for candidate_id, new, old in zip(ids, now, before, strict=True):
+        median = new["median_ms"]
+        compared = [f"{old['median_ms']:.2f}", f"{median / old['median_ms']:.2f}"] if old else []
+        table.add_row(
+            "-" if candidate_id is None else str(candidate_id),
+            f"{median:.2f}",
+            f"{new['iqr_ms']:.2f}",
+            str(new["count"]),
+            *(compared or ["-", "-"]),
+        )
     return table
 
 
