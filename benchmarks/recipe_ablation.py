@@ -114,31 +114,41 @@ def _mean(group: list[Cell]) -> dict[str, Any]:
 
 
 def verdict(rows: list[Cell]) -> dict[str, Any]:
-    """The best setting over all epochs and seeds, and by how much it beats each other one.
+    """The best setting over all epochs and seeds, and how far it is above each other one.
 
-    The differences are paired: same epochs, same seed. `error` is the standard error of their mean
-    and `wins` how many of them are above 0.
+    A setting of which a training failed is not compared.
     """
-    settings = {(row["norm"], row["lr"]): {} for row in rows}
+    settings: dict[tuple[str, float], dict[tuple[int, int], float]] = {}
+    failed = {(row["norm"], row["lr"]) for row in rows if "failed" in row}
     for row in rows:
-        settings[row["norm"], row["lr"]][row["epochs"], row["seed"]] = row.get("map", 0.0)
+        key = row["norm"], row["lr"]
+        if key not in failed:
+            settings.setdefault(key, {})[row["epochs"], row["seed"]] = row["map"]
     means = {key: statistics.fmean(values.values()) for key, values in settings.items()}
-    best = max(means, key=lambda key: means[key])
-    others = [
-        {"norm": norm, "lr": lr, **paired(settings[best], settings[norm, lr])}
-        for norm, lr in sorted(means, key=lambda key: -means[key])
-        if (norm, lr) != best
-    ]
-    return {"norm": best[0], "lr": best[1], "map": means[best], "others": others}
+    best, *others = sorted(means, key=lambda key: -means[key])
+    return {
+        "norm": best[0],
+        "lr": best[1],
+        "map": means[best],
+        "others": [
+            {"norm": norm, "lr": lr, **paired(settings[best], settings[norm, lr])}
+            for norm, lr in others
+        ],
+        "failed": sorted(failed),
+    }
 
 
 def paired(one: dict[Any, float], other: dict[Any, float]) -> dict[str, float]:
-    """How far `one` is above `other`, over the keys that both have (at least two)."""
+    """How far `one` is above `other`, pair by pair (same epochs, same seed).
+
+    Returns:
+        `difference`, their mean; `error`, the standard error of it; `wins`, how many are above 0;
+        `pairs`, how many there are (at least two).
+    """
     differences = [one[key] - other[key] for key in one if key in other]
-    error = statistics.stdev(differences) / len(differences) ** 0.5
     return {
-        "behind": statistics.fmean(differences),
-        "error": error,
+        "difference": statistics.fmean(differences),
+        "error": statistics.stdev(differences) / len(differences) ** 0.5,
         "wins": sum(difference > 0 for difference in differences),
         "pairs": len(differences),
     }
@@ -157,7 +167,7 @@ def show(rows: list[Cell]) -> None:
     console.print(f"best over all epochs and seeds: {best['norm']} lr {best['lr']:g}")
     for other in best["others"]:
         console.print(
-            f"  {other['norm']} lr {other['lr']:g}: {other['behind']:.3f} ± {other['error']:.3f}"
+            f"  {other['norm']} lr {other['lr']:g}: {other['difference']:.3f} ± {other['error']:.3f}"
             f" behind, beaten in {other['wins']} of {other['pairs']} pairs"
         )
 
