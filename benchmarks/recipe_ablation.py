@@ -166,10 +166,9 @@ def show(rows: list[Cell]) -> None:
     best = verdict(rows)
     console.print(f"best over all epochs and seeds: {best['norm']} lr {best['lr']:g}")
     for other in best["others"]:
-        console.print(
-            f"  {other['norm']} lr {other['lr']:g}: {other['difference']:.3f} ± {other['error']:.3f}"
-            f" behind, beaten in {other['wins']} of {other['pairs']} pairs"
-        )
+        behind = f"{other['difference']:.3f} ± {other['error']:.3f} behind"
+        beaten = f"beaten in {other['wins']} of {other['pairs']} pairs"
+        console.print(f"  {other['norm']} lr {other['lr']:g}: {behind}, {beaten}")
 
 
 def _shown(cell: dict[str, Any]) -> str:

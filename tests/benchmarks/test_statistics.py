@@ -92,15 +92,14 @@ def test_trust_of_a_short_training_that_ranks_as_the_long_one(proxy: ModuleType)
     assert figures == pytest.approx({"tau": 1, "low": 1, "high": 1, "front": 1, "hypervolume": 1})
 
 
-def test_trust_by_hand(proxy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy, "MAX_LATENCY_MS", 100.0)
+def test_trust_by_hand(proxy: ModuleType) -> None:
     latency, long = np.array([20.0, 40, 60]), np.array([0.1, 0.3, 0.4])
     short = np.array([0.1, 0.3, 0.2])  # the third and slowest is dominated: lost
     figures = proxy.trust(short, long, latency, np.random.default_rng(0))
     assert figures["tau"] == pytest.approx(1 / 3)  # two pairs in order, one not
     assert figures["front"] == pytest.approx(2 / 3)
-    # to (100 ms, 0): 20 * .1 + 20 * .3 + 40 * .4 = 24; without the third 20 * .1 + 60 * .3 = 20
-    assert figures["hypervolume"] == pytest.approx(20 / 24)
+    # to (66 ms, 0): 20 * .1 + 20 * .3 + 6 * .4 = 10.4; without the third 20 * .1 + 26 * .3 = 9.8
+    assert figures["hypervolume"] == pytest.approx(9.8 / 10.4)
     assert -1 <= figures["low"] <= figures["tau"] <= figures["high"] <= 1
 
 
@@ -109,11 +108,15 @@ def test_drawn_detectors_are_spread_over_latency(
 ) -> None:
     made = len(proxy.HAND_MADE)
     monkeypatch.setattr(proxy, "STRATA", 2)
+    monkeypatch.setattr(proxy, "FASTEST", 0.8)
     times = [500.0] * made + [50, 10, 95, 20, 40]
     timed = [{"latency_of": k, "latency_ms": ms} for k, ms in enumerate(times)]
     chosen = [row["latency_of"] - made for row in proxy.choose(timed)[made:]]
     assert len(proxy.choose(timed)) == made + 2
-    assert chosen == [1, 0]  # the first of 10 and 20 ms, the first of 40 and 50 ms; 95 ms is over
+    assert chosen == [
+        1,
+        0,
+    ]  # the first of 10 and 20 ms, the first of 40 and 50 ms; 95 ms is left out
 
 
 def test_long_training_is_at_least_five_times_as_long(proxy: ModuleType) -> None:
