@@ -3,11 +3,12 @@
     python benchmarks/proxy_trust.py DATA
 
 Detectors spread over the latencies of the structural space (four hand-made ones, the rest drawn by
-chance, one from each of equal strata of the faster ones' latency) are trained on DATA (a folder in COCO format;
-BCCD) from scratch, for the few epochs of a search and for at least five times as many, and ranked
-on the search split; val is never read. Long trainings have a seed of their own, as a later training
-would. Kendall's tau with its bootstrap interval over detectors, the share of the long training's
-front that the short one finds, and the hypervolume that its front is worth after long training.
+chance, one from each of equal strata of the faster ones' latency) are trained on DATA (a folder in
+COCO format; BCCD) from scratch, for the few epochs of a search and for at least five times as many,
+and ranked on the search split; val is never read. Long trainings have a seed of their own, as a
+later training would. Kendall's tau with its bootstrap interval over detectors, the share of the
+long training's front that the short one finds, and the hypervolume that its front is worth after
+long training.
 One thread. Each measurement is one line of the work file, and a rerun goes on where it was stopped.
 Prints tables and writes benchmarks/results/proxy_trust.json.
 """
