@@ -85,8 +85,9 @@ def main() -> None:
         except TrialFailure as failure:
             return {"failed": failure.reason}
 
-    samples = [*HAND_MADE.values(), *draw(encoding)]
-    timed = measure_cells(arguments.work, [{"latency_of": dict(s)} for s in samples], latency)
+    hand_made = [encoding.sample(encoding.check(sample)) for sample in HAND_MADE.values()]
+    cells = [{"latency_of": dict(sample)} for sample in (*hand_made, *draw(encoding))]
+    timed = measure_cells(arguments.work, cells, latency)
     chosen = choose(timed)
     maps = [
         _maps(measure_cells(arguments.work, training_cells(row["latency_of"]), training))
