@@ -31,7 +31,8 @@ class SearchSettings:
     """What `tuner.classArgs` holds.
 
     Args:
-        space: `package.module:Class` of an NNI model space.
+        space: `package.module:Class` of an NNI model space; None to search NNI's own search space
+            under `nnictl`, with objectives of one's own.
         space_args: its arguments.
         objectives: `{metric: "minimize" | "maximize"}`; default latency against mAP.
         reference_point: `{metric: value}` for the hypervolume; `map` may be left out (0).
@@ -49,7 +50,7 @@ class SearchSettings:
             in a later stage only.
     """
 
-    space: str
+    space: str | None = None
     space_args: Mapping[str, Any] = field(default_factory=dict)
     objectives: Mapping[str, str] = field(
         default_factory=lambda: {"latency_ms": "minimize", "map": "maximize"}
@@ -76,8 +77,11 @@ class SearchSettings:
         given = dict(args or {})
         fields = {f.name: f for f in dataclasses.fields(cls)}
         check_names(given, fields, where)
-        if "space" not in given:
-            raise ConfigError(f"{where}: wanted space: package.module:Class, got none")
+        if "space" not in given and "objectives" not in given:
+            raise ConfigError(
+                f"{where}: wanted space: package.module:Class, or objectives of your own for the"
+                " experiment's search space, got neither"
+            )
         for name, value in given.items():
             _check_type(f"{where}: {name}", value, _KINDS[str(fields[name].type)])
         settings = cls(**given)
@@ -87,6 +91,19 @@ class SearchSettings:
             wanted = "wanted a number from -1 to 1"
             raise ConfigError(f"{where}: proxy_tau: {wanted}, got {settings.proxy_tau!r}")
         return settings
+
+    def named_space(self, where: str) -> str:
+        """The `space`, where there has to be one.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.space is None:
+            raise ConfigError(
+                f"{where}: wanted space: package.module:Class, got none; without one the experiment"
+                " runs under nnictl only"
+            )
+        return self.space
 
     def objective_vector(self) -> Objectives:
         """The objectives with their reference point.
@@ -145,6 +162,7 @@ def load_experiment(path: Path) -> Experiment:
         config.validate()
     except (ValueError, TypeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{path}: {_nni_reason(error)}") from error
+    search.named_space(f"{path}: tuner.classArgs")
     base = path.resolve().parent
     if not config.trial_command:
         raise ConfigError(f"{path}: wanted trialCommand, got none")
@@ -217,7 +235,8 @@ def _check_trial_command(experiment: Experiment) -> None:
     from this very file.
     """
     words = _words(experiment)
-    if words[:2] != ["smnas", "trial"]:
+    # on remote workers smnas is named by its whole path
+    if len(words) < 2 or (Path(words[0]).name, words[1]) != ("smnas", "trial"):
         return
     if len(words) < 3 or words[2].startswith("-"):
         raise ConfigError(
@@ -254,6 +273,7 @@ def _check_positive(where: str, value: Any) -> None:
 
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "text"),
+    "str | None": ((str, type(None)), "text"),
     "int": (int, "a whole number"),
     "bool": (bool, "true or false"),
     "float | None": ((int, float, type(None)), "a number"),

@@ -10,7 +10,6 @@ from typing import Any
 
 from nni.mutable import Mutable
 
-from smnas.detectors.space import load_space
 from smnas.experiment import SearchSettings, read_yaml
 from smnas.training.recipe import Recipe
 
@@ -27,12 +26,16 @@ def open_space(reference: str, **arguments: Any) -> Mutable:
         ConfigError: the experiment file is wrong.
         SpaceError: the space cannot be found or built.
     """
+    # torch comes with it, and the other functions here do without
+    from smnas.detectors.space import load_space
+
     make_importable(Path.cwd())
     settings = _settings(reference)
     if settings is None:
         return load_space(reference, arguments)
     make_importable(Path(reference).resolve().parent)
-    return load_space(settings.space, {**settings.space_args, **arguments})
+    space = settings.named_space(f"{reference}: tuner.classArgs")
+    return load_space(space, {**settings.space_args, **arguments})
 
 
 def open_recipe(reference: str, overrides: Mapping[str, Any]) -> Recipe:
@@ -49,9 +52,30 @@ def open_recipe(reference: str, overrides: Mapping[str, Any]) -> Recipe:
     return replace(Recipe(**settings.recipe) if settings else Recipe(), **overrides)
 
 
+def study_seed(reference: str) -> int:
+    """The seed that the trials of a study share: the experiment file's, 0 for a plain space.
+
+    Raises:
+        ConfigError: the experiment file is wrong.
+    """
+    settings = _settings(reference)
+    return settings.seed if settings else 0
+
+
+def trial_concurrency(reference: str) -> int | None:
+    """How many trials an experiment file wants at a time; None for a plain space."""
+    if not _is_experiment(reference):
+        return None
+    return int(read_yaml(Path(reference)).get("trialConcurrency", 1))
+
+
+def _is_experiment(reference: str) -> bool:
+    return reference.endswith((".yml", ".yaml"))
+
+
 def _settings(reference: str) -> SearchSettings | None:
     """What the experiment file says; None where the reference is none."""
-    if not reference.endswith((".yml", ".yaml")):
+    if not _is_experiment(reference):
         return None
     path = Path(reference)
     tuner = read_yaml(path).get("tuner")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from smnas import trial
+from smnas.cli import app
 from smnas.data.coco import CocoDataset, DataFolder
 from smnas.data.digits import make_digits
 from smnas.data.split import split_ids
 from smnas.errors import ConfigError, DataError, SpaceError, TrialFailure
-from smnas.records import Failed, Measured
+from smnas.records import Failed, Measured, outcome_from_json
 from smnas.training.recipe import Recipe
 from smnas.trial import Settings, run_from_command_line, run_trial
 
@@ -195,26 +198,85 @@ def test_an_unforeseen_error_is_an_outcome_with_its_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_nni_gets_every_epoch_and_the_final_metrics(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: list[tuple[str, dict[str, float]]] = []
+@pytest.fixture
+def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What a trial in this process sends to NNI's manager."""
+    sent: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setenv("NNI_TRIAL_JOB_ID", "abc")
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "nni"))
     monkeypatch.setattr(trial.nni, "get_next_parameter", lambda: dict(SAMPLE))
+    monkeypatch.setattr(trial.nni, "get_trial_id", lambda: "abc")
     for kind in ("intermediate", "final"):
         monkeypatch.setattr(
             trial.nni,
             f"report_{kind}_result",
             lambda metrics, kind=kind: sent.append((kind, metrics)),
         )
+    return sent
+
+
+def test_nni_gets_every_epoch_and_the_final_metrics(
+    settings: Settings, tmp_path: Path, sent: list[tuple[str, dict[str, Any]]]
+) -> None:
     assert run_from_command_line(settings, None, None, check_only=False) == 0
     assert [kind for kind, _ in sent] == ["intermediate", "intermediate", "final"]
+    assert all(metrics["default"] == metrics["map"] for _, metrics in sent)
     final = sent[-1][1]
-    assert final["default"] == final["map"] and final["latency_ms"] > 0
-    sent.clear()
+    assert final["latency_ms"] > 0
+    assert final["info"]["nni_trial"] == "abc" and final["info"]["device"]
+    kept = json.loads((tmp_path / "nni" / "outcome.json").read_text())["outcome"]["metrics"]
+    assert {name: final[name] for name in kept} == kept
+    assert (tmp_path / "nni" / "checkpoint.pt").exists()
+
+
+def test_nni_hears_why_a_trial_failed(
+    settings: Settings, sent: list[tuple[str, dict[str, Any]]]
+) -> None:
     slow = changed(settings, max_latency_ms=1e-3)
     assert run_from_command_line(slow, None, None, check_only=False) == 1
-    assert sent == []
+    ((kind, record),) = sent
+    assert kind == "final" and record["reason"] == "over_latency"
+    outcome = outcome_from_json(record)
+    assert isinstance(outcome, Failed) and outcome.metrics["latency_ms"] > 1e-3
+    sent.clear()
+    with pytest.raises(DataError):
+        run_from_command_line(changed(settings, data=Path("nowhere")), None, None, False)
+    ((kind, record),) = sent
+    assert record["reason"] == "error" and "nowhere" in record["detail"]
+
+
+def test_a_trial_that_nni_stops_says_so(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: list[tuple[str, dict[str, Any]]],
+) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trial, "train", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_from_command_line(settings, None, None, check_only=False)
+    ((kind, record),) = sent
+    assert kind == "final" and record["reason"] == "timeout"
+
+
+def test_under_nni_seed_and_threads_come_from_the_experiment_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text(f"trialConcurrency: 2\n{YAML}    seed: 7\n")
+    given: list[Settings] = []
+    monkeypatch.setattr(
+        trial, "run_from_command_line", lambda settings, *rest: given.append(settings) or 0
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+    runner = CliRunner()
+    runner.invoke(app, ["trial", str(path), "--data", "x"])
+    monkeypatch.setenv("NNI_TRIAL_JOB_ID", "abc")
+    runner.invoke(app, ["trial", str(path), "--data", "x"])
+    runner.invoke(app, ["trial", str(path), "--data", "x", "--seed", "0", "--threads", "3"])
+    runner.invoke(app, ["trial", SPACE, "--data", "x"])
+    assert [(s.seed, s.threads) for s in given] == [(7, None), (7, 2), (0, 3), (0, None)]
 
 
 def test_check_only_looks_at_settings_space_and_pictures(

@@ -41,9 +41,6 @@ LIBRARIES = ("auto", "torchvision", "detectron2")
 CASCADE_STAGES = {"rcnn": 1, "cascade2": 2, "cascade3": 3}
 """Two-stage heads and how often each classifies and refines a box."""
 
-BACKBONE_LEVELS = (2, 3, 4, 5)
-"""Level `k` is a feature map of stride `2^k`."""
-
 
 class Stage(NamedTuple):
     """What a part states about one of its feature maps, so that the next part can be wired to it.
@@ -58,7 +55,7 @@ class Stage(NamedTuple):
 
 
 Stages = Mapping[int, Stage]
-"""The feature maps of a part by level, finest first."""
+"""The feature maps of a part by level, finest first; level `k` has stride `2^k`."""
 
 
 def check_option(part: str, option: object, options: Sequence[str]) -> None:

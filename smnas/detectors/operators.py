@@ -82,7 +82,7 @@ def _number(sample: Sample, label: str) -> int:
 def labels_of(string: BackboneString) -> Labels:
     """The backbone's part of a sample."""
     doubles = [place + 1 for place in string.doublings]
-    values = (string.kind, string.base_width, *string.depths, *doubles)
+    values: list[Option] = [string.kind, string.base_width, *string.depths, *doubles]
     return dict(zip(INNER, values, strict=True))
 
 

@@ -63,6 +63,9 @@ class SerialBackbone(LevelMaps):
         body = nn.Sequential(OrderedDict({**_stem(code.base_width, layer), **stages}))
         super().__init__(body, ends, code.channels)
         self.string = code
+        # torchvision's ResNets draw a classifier first. With it the same seed gives the same
+        # weights here and there, and a detector the same mAP, whichever space its sample is from.
+        nn.Linear(code.channels[-1], 1000)
         _initialize(self.body)
         standardize_weights(self.body, norm)
 

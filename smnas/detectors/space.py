@@ -12,10 +12,9 @@ from importlib import import_module
 from typing import Any
 
 from nni.mutable import Categorical, ExpressionConstraint, MutableExpression
-from nni.nas.nn.pytorch import ModelSpace
-from nni.nas.space import model_context
 from torch import nn
 
+from smnas.detectors.nas import ModelSpace, model_context
 from smnas.encoding import Encoding
 from smnas.errors import SpaceError, nearest
 from smnas.records import Option, Sample

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 
 import torch
-from nni.nas.nn.pytorch import ParametrizedModule
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -46,6 +45,7 @@ from smnas.detectors.components import (
     training_values,
 )
 from smnas.detectors.guided_anchoring import GuidedAnchorRPN
+from smnas.detectors.nas import ParametrizedModule
 from smnas.detectors.necks import TOP_LEVEL, Neck
 from smnas.detectors.norms import head_norm_layer, standardize_weights
 from smnas.detectors.serial import SerialBackbone

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from smnas import pareto
+from smnas.detectors.operators import INNER, string_of
 from smnas.journal import History, Trial
 from smnas.objectives.vector import Objectives
 from smnas.records import Measured, identity
@@ -27,8 +28,8 @@ def baseline_names(history: History) -> dict[str, str]:
 
 
 def front_rows(history: History, under_ms: float | None = None) -> list[dict[str, Any]]:
-    """The Pareto set as flat rows: id, stage, baseline name or None, metrics, then the sample's
-    choices.
+    """The Pareto set as flat rows: id, stage, where it comes from, baseline name or None, metrics,
+    then the sample's choices.
 
     Args:
         history: a run's journal.
@@ -47,7 +48,7 @@ def trial_rows(history: History) -> list[dict[str, Any]]:
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as CSV with a header line, one column for each choice; empty text for no rows."""
-    flat = [{**{k: v for k, v in row.items() if k != "sample"}, **row["sample"]} for row in rows]
+    flat = [{**_cells(row), **row["sample"]} for row in rows]
     if not flat:
         return ""
     columns = list(dict.fromkeys(key for row in flat for key in row))
@@ -56,6 +57,11 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(flat)
     return text.getvalue()
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    parents = " ".join(map(str, row["parents"]))
+    return {k: v for k, v in (row | {"parents": parents}).items() if k != "sample"}
 
 
 def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
@@ -73,10 +79,66 @@ def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
     extra = [n for n in ("params_m", "macs_g") if n not in objectives.names]
     for name in extra:
         table.add_column(name, justify="right")
+    staged = any(row["group"] is not None for row in rows)
+    if staged:
+        table.add_column("from", justify="right")
     table.add_column("detector")
     for row in rows:
         values = [_format(name, row.get(name)) for name in (*objectives.names, *extra)]
-        table.add_row(str(row["id"]), *values, describe_sample(row["sample"], row["baseline"]))
+        origin = ["-" if row["group"] is None else str(row["group"])] if staged else []
+        detector = describe_sample(row["sample"], row["baseline"])
+        table.add_row(str(row["id"]), *values, *origin, detector)
+    return table
+
+
+def latency_table(
+    ids: Sequence[int | None],
+    now: Sequence[Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any] | None],
+) -> Table:
+    """Latencies that were measured again, beside those of the run.
+
+    Args:
+        ids: of the candidates; None outside of a run.
+        now: as `Latency.to_json` gives it.
+        before: the run's own, None where there is none.
+    """
+    card = now[0]
+    title = f"{card['device']}, {card['precision']}, {card['threads']} CPU threads"
+    table = Table(title=title, title_justify="left")
+    for name in ("id", "median ms", "IQR ms", "count", "before ms", "ratio"):
+        table.add_column(name, justify="right")
+    for candidate_id, new, old in zip(ids, now, before, strict=True):
+        median = new["median_ms"]
+        compared = [f"{old['median_ms']:.2f}", f"{median / old['median_ms']:.2f}"] if old else []
+        table.add_row(
+            "-" if candidate_id is None else str(candidate_id),
+            f"{median:.2f}",
+            f"{new['iqr_ms']:.2f}",
+            str(new["count"]),
+            *(compared or ["-", "-"]),
+        )
+    return table
+
+
+def zoo_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Rows of `search_spaces.zoo.rows` as a rich table: counted beside published."""
+    sources: dict[str, list[str]] = {}
+    table = Table(title="Zoo: counted, and as published", title_justify="left")
+    table.add_column("name", min_width=28, overflow="fold")
+    for name in ("params_m", "published", "map", "latency_ms"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        known = row["published"] or {}
+        table.add_row(
+            "\n".join(filter(None, (row["name"], row["note"]))),
+            _format("params_m", row["params_m"]),
+            *(_format(name, known.get(name)) for name in ("params_m", "map", "latency_ms")),
+        )
+        if known:
+            sources.setdefault(known["source"], []).append(row["name"])
+    table.caption = "\n".join(f"{source}: {', '.join(names)}" for source, names in sources.items())
+    table.caption_justify = "left"
     return table
 
 
@@ -95,10 +157,14 @@ def training_note(history: History) -> str | None:
 
 
 def describe_sample(sample: dict[str, Any], baseline: str | None) -> str:
-    """One line for a detector: its options in the order of the space, and its name if it has
-    one.
+    """One line for a detector: its options in the order of the space, the inside of a backbone as a
+    string, and its name if it has one.
     """
-    text = " ".join(f"{label}={option}" for label, option in sample.items())
+    shown = sample
+    if set(INNER) <= set(sample):
+        rest = {label: option for label, option in sample.items() if label not in INNER}
+        shown = {"backbone": string_of(sample) or sample["block"], **rest}
+    text = " ".join(f"{label}={option}" for label, option in shown.items())
     return f"{text}  ({baseline})" if baseline else text
 
 
@@ -109,6 +175,9 @@ def _row(trial: Trial, names: dict[str, str]) -> dict[str, Any]:
         "id": candidate.id,
         "stage": candidate.stage,
         "origin": candidate.origin,
+        "group": candidate.group,
+        "generation": candidate.generation,
+        "parents": list(candidate.parents),
         "baseline": names.get(candidate.identity),
         **trial.outcome.metrics,
         "sample": dict(candidate.sample),

@@ -132,6 +132,17 @@ def test_convolutions_start_as_torchvisions():
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+def test_the_same_seed_gives_torchvisions_weights(name):
+    """So a detector has the same mAP, whichever space its sample is from."""
+    torch.manual_seed(3)
+    model = getattr(torchvision.models, name)(weights=None)
+    torch.manual_seed(3)
+    backbone = SerialBackbone(RESNETS[name], norm="bn")
+    wanted = dict(model.named_parameters())
+    assert all(torch.equal(value, wanted[key]) for key, value in backbone.body.named_parameters())
+
+
 @pytest.mark.parametrize(
     ("string", "norm", "complaint"),
     [
