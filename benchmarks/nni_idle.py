@@ -1,6 +1,6 @@
 """How long workers stand idle: the tuner's own part, and the whole of NNI's manager around it.
 
-    python benchmarks/nni_idle.py [--trials 60] [--workers 4] [--mean 45]
+    python benchmarks/nni_idle.py [--trials 22] [--workers 4] [--mean 60]
 
 First the tuner alone, in this process: the time from a result to the next parameters, over 500
 results. Then a real experiment under `nnictl` with trials that only sleep, for log-normal (heavy-
@@ -57,9 +57,9 @@ nni.report_final_result({"default": 0, "a": number % 97 / 97, "b": number % 89 /
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--trials", type=int, default=22)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--mean", type=float, default=45.0, help="seconds of a trial")
+    parser.add_argument("--mean", type=float, default=60.0, help="seconds of a trial")
     options = parser.parse_args()
     tuner = tuner_seconds()
     print(f"tuner, from a result to the next parameters: median {tuner['median_ms']:.2f} ms")

@@ -27,7 +27,7 @@ from smnas import pareto
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, JournalError, SpaceExhausted, TrialFailure, check_names
 from smnas.journal import Asked, Event, History, Told, Trial, event_from_json, event_to_json
-from smnas.nni_results import is_number, outcome_of
+from smnas.nni_results import Ends, is_number, outcome_of
 from smnas.objectives.vector import Objectives
 from smnas.optimizer import Optimizer
 from smnas.records import Candidate, Failed, Outcome, Sample, identity
@@ -103,10 +103,8 @@ class ParetoStrategy(Strategy):
         self._make_optimizer = optimizer
         self._events: list[Event] = []
         self._waiting: list[Candidate] = []
-        self._active: set[int] = set()
         self._told: set[int] = set()
-        # ended without a result -> models that were active then and still are
-        self._doubts: dict[int, set[int]] = {}
+        self._ends = Ends()
         self._models: dict[int, ExecutableModelSpace] = {}
         # results arrive in a thread of NNI's
         self._lock = threading.RLock()
@@ -181,7 +179,7 @@ class ParetoStrategy(Strategy):
                     self._submit(candidate)
         except SpaceExhausted:
             pass  # a search ends well with it
-        while self._active:
+        while self._ends.active:
             # asks NNI's manager, so that this wait ends with an error when the manager is gone
             self.engine.budget_available()
             time.sleep(POLL_SECONDS)
@@ -199,7 +197,7 @@ class ParetoStrategy(Strategy):
         model = self.model_space.freeze(dict(candidate.sample))
         with self._lock:
             self._models[candidate.id] = model
-            self._active.add(candidate.id)
+            self._ends.started(candidate.id)
         self.engine.submit_models(model)
 
     def _on_metric(self, event: FinalMetricEvent) -> None:
@@ -212,31 +210,22 @@ class ParetoStrategy(Strategy):
             event.prevent_default()
 
     def _on_end(self, event: TrainingEndEvent) -> None:
-        """Notes that a trial has ended; one without a result has failed, sooner or later.
-
-        NNI's training services hand models to trials in the order in which the trials ask, so those
-        of two that start together may be exchanged: results come under the right model, ends under
-        the other one. A model without a result may be running still, in the trial of a model that
-        was active when its own trial ended; it has failed once all of those have ended.
-        """
+        """Notes that a trial has ended; one without a result has failed, sooner or later."""
         with self._lock:
             candidate_id = self._id_of(event.model)
             if candidate_id is None:
                 return
-            self._active.discard(candidate_id)
             # an interrupted one stays open in the events, and runs again after a resume
-            if event.status != ModelStatus.Interrupted and candidate_id not in self._told:
-                self._doubts[candidate_id] = set(self._active)
-            for doubtful, others in list(self._doubts.items()):
-                others.discard(candidate_id)
-                if not others:
-                    self._tell(doubtful, Failed("crash", "ended without a result; see its log"))
+            settled = event.status == ModelStatus.Interrupted or candidate_id in self._told
+            self._ends.ended(candidate_id, settled)
+            for failed in self._ends.failed():
+                self._tell(failed, Failed("crash", "ended without a result; see its log"))
 
     def _tell(self, candidate_id: int, outcome: Outcome) -> None:
         if candidate_id in self._told:
             return
         self._told.add(candidate_id)
-        self._doubts.pop(candidate_id, None)
+        self._ends.told(candidate_id)
         self._events.append(Told(candidate_id, outcome, time.time()))
         self._optimizer.tell(candidate_id, outcome)
 

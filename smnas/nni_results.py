@@ -1,4 +1,7 @@
-"""What a trial reported to NNI last -> its outcome. Light: imports no torch, NNI or pymoo."""
+"""What NNI says of trials, made sense of: a final result -> an outcome, ends -> failures.
+
+For `tuner` and `nas`. Light: imports no torch, NNI or pymoo.
+"""
 
 from __future__ import annotations
 
@@ -36,3 +39,37 @@ def outcome_of(reported: Any, objectives: Objectives) -> Outcome:
 def is_number(value: Any) -> bool:
     """Whether a reported value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Ends:
+    """Tells which trials have ended without a result.
+
+    NNI's training services hand parameters to trials in the order in which the trials ask, so those
+    of two that start together may be exchanged: results come under the right candidate, ends under
+    the other one. A candidate whose end came without a result may be running still, in the trial of
+    one that was active at that moment; it has failed once all of those have ended.
+    """
+
+    def __init__(self) -> None:
+        self.active: set[int] = set()
+        self._doubts: dict[int, set[int]] = {}
+
+    def started(self, candidate_id: int) -> None:
+        """A trial has been given this candidate."""
+        self.active.add(candidate_id)
+
+    def told(self, candidate_id: int) -> None:
+        """The candidate has an outcome."""
+        self._doubts.pop(candidate_id, None)
+
+    def ended(self, candidate_id: int, has_outcome: bool) -> None:
+        """NNI says that the candidate's trial has ended."""
+        self.active.discard(candidate_id)
+        if not has_outcome:
+            self._doubts[candidate_id] = set(self.active)
+        for others in self._doubts.values():
+            others.discard(candidate_id)
+
+    def failed(self) -> list[int]:
+        """Candidates that have ended without a result for sure, and have no outcome yet."""
+        return sorted(candidate_id for candidate_id, others in self._doubts.items() if not others)

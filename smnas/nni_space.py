@@ -88,7 +88,8 @@ def _quantiles(kind: str, first: float, second: float) -> np.ndarray:
         return np.array([first, *inside, second])
     bell = NormalDist(first, second)
     normal = np.array([bell.inv_cdf((k + 0.5) / GRID) for k in range(GRID)])
-    return np.exp(normal) if kind == "lognormal" else normal
+    with np.errstate(over="ignore"):  # the caller refuses what is not finite
+        return np.exp(normal) if kind == "lognormal" else normal
 
 
 def _quantised(label: str, kind: str, values: np.ndarray, args: Sequence[Any]) -> np.ndarray:

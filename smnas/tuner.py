@@ -9,7 +9,6 @@ Must not import torch or pymoo at once: NNI gives a tuner ten seconds from its p
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -24,16 +23,8 @@ from smnas.encoding import Encoding
 from smnas.errors import ConfigError, SpaceError, SpaceExhausted
 from smnas.experiment import Experiment, SearchSettings
 from smnas.journal import FILE_NAME, Journal
-from smnas.records import (
-    Candidate,
-    Failed,
-    Measured,
-    Option,
-    Outcome,
-    Sample,
-    identity,
-    outcome_from_json,
-)
+from smnas.nni_results import Ends, outcome_of
+from smnas.records import Candidate, Failed, Option, Outcome, Sample, identity
 from smnas.study import replay
 
 if TYPE_CHECKING:
@@ -83,7 +74,8 @@ class ParetoTuner(Tuner):
         self._candidates: dict[int, Candidate] = {}
         self._by_identity: dict[str, Candidate] = {}
         self._told: set[int] = set()
-        self._ended: dict[int, bool] = {}
+        self._ends = Ends()
+        self._succeeded: dict[int, bool] = {}
         self._waiting: list[Candidate] = []
 
     # -- what NNI calls -----------------------------------------------------------------------
@@ -121,6 +113,7 @@ class ParetoTuner(Tuner):
             except SpaceExhausted as end:
                 raise nni.NoMoreTrialError(str(end)) from end
             self._candidates[parameter_id] = candidate
+            self._ends.started(candidate.id)
             return dict(candidate.sample)
 
     def receive_trial_result(
@@ -145,8 +138,9 @@ class ParetoTuner(Tuner):
             candidate = self._candidates.get(parameter_id)
             if candidate is None:
                 return
-            self._ended[candidate.id] = success
+            self._succeeded[candidate.id] = success
             self._lock.wait_for(lambda: candidate.id in self._told, timeout=RESULT_SECONDS)
+            self._ends.ended(candidate.id, candidate.id in self._told)
             self._settle()
 
     def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
@@ -185,22 +179,16 @@ class ParetoTuner(Tuner):
 
     def _record(self, candidate: Candidate, outcome: Outcome, optimizer: Optimizer) -> None:
         self._told.add(candidate.id)
+        self._ends.told(candidate.id)
         if self._journal is not None:
             self._journal.told(candidate.id, outcome)
         optimizer.tell(candidate.id, outcome)
 
     def _settle(self) -> None:
-        """Fails the trials that ended without a result.
-
-        NNI's local service may hand the parameters of two trials that start together to each
-        other's processes. The end that belongs to a result then comes under the other's id, so ends
-        count only once every result has its end.
-        """
+        """Fails the trials that have ended without a result."""
         own = {candidate.id: candidate for candidate in self._candidates.values()}
-        if not self._told & set(own) <= set(self._ended):
-            return
-        for candidate_id in sorted(set(self._ended) - self._told):
-            success = self._ended[candidate_id]
+        for candidate_id in self._ends.failed():
+            success = self._succeeded[candidate_id]
             words = "ended without a final result" if success else "failed; see its log"
             self._tell(own[candidate_id], Failed("error" if success else "crash", words))
 
@@ -225,19 +213,10 @@ class ParetoTuner(Tuner):
         return candidate
 
     def _outcome(self, whose: str, value: Any) -> Outcome:
-        if not isinstance(value, dict):
-            detail = f"wanted a dict with {list(self._objectives.names)}, got {value!r}"
-            _logger.error("result of %s: %s", whose, detail)
-            return Failed("error", detail)
-        if value.get("state") == "failed":
-            return _failure(value)
-        metrics = {k: v for k, v in value.items() if k != "default" and _is_number(v)}
-        if missing := self._objectives.missing(metrics):
-            detail = f"wanted finite numbers for {missing}, got {[value.get(k) for k in missing]}"
-            _logger.error("result of %s: %s", whose, detail)
-            return Failed("error", detail)
-        info = value.get("info")
-        return Measured(metrics, info if isinstance(info, dict) else {})
+        outcome = outcome_of(value, self._objectives)
+        if isinstance(outcome, Failed) and not _is_failure(value):
+            _logger.error("result of %s: %s", whose, outcome.detail)
+        return outcome
 
     # -- the journal ----------------------------------------------------------------------------
 
@@ -314,11 +293,9 @@ def _check_same(search_space: Mapping[str, Any], encoding: Encoding) -> None:
         )
 
 
-def _failure(value: Mapping[str, Any]) -> Outcome:
-    try:
-        return outcome_from_json(value)
-    except (KeyError, TypeError, ValueError) as error:
-        return Failed("error", f"a failure that smnas did not write ({error!r}): {dict(value)}")
+def _is_failure(value: Any) -> bool:
+    """Whether a trial itself says that it has failed, and why."""
+    return isinstance(value, Mapping) and value.get("state") == "failed"
 
 
 def _exact(parameters: Mapping[str, Any], encoding: Encoding) -> dict[str, Option]:
@@ -332,7 +309,3 @@ def _exact(parameters: Mapping[str, Any], encoding: Encoding) -> dict[str, Optio
 
 def _is_same(option: Option, value: Any) -> bool:
     return bool(option == value) and isinstance(option, bool) == isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -210,7 +210,9 @@ def test_the_evaluator_reports_what_the_trial_measures(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(nas, "run_trial", run_trial)
     monkeypatch.setattr(nas, "NniReporter", Reporter)
-    evaluator = DetectorEvaluator({"space": "a.b:C", "data": "digits", "scale_jitter": [0.5, 1.0]})
+    evaluator = DetectorEvaluator(
+        {"space": "a.b:C", "data": "digits", "recipe": {"scale_jitter": [0.5, 1.0]}}
+    )
     evaluator._execute(Model())
     assert calls == [{"epoch": 1}, outcomes.pop(0)]
     with pytest.raises(TrialFailure, match="nan_loss: step 3"):

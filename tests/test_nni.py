@@ -24,8 +24,10 @@ from typing import Any
 import psutil
 import pytest
 from nni_trial import made_up
+from rich.console import Console
 
 from smnas import load_result, nni_runs
+from smnas.display import SearchDisplay
 from smnas.encoding import Encoding
 from smnas.experiment import SearchSettings, load_experiment
 from smnas.journal import Asked, History, Told, read
@@ -243,7 +245,9 @@ def test_the_same_file_the_same_search(
     space = Encoding.of(open_space(DETECTORS["space"], **DETECTORS["space_args"]))
     path = write_experiment(tmp_path, space.nni_search_space(), 1, **DETECTORS)
     monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
-    search(load_experiment(path), tmp_path / "run", Overrides(), lambda progress: None)
+    experiment = load_experiment(path)
+    display = SearchDisplay(experiment.search.objective_vector(), Console(quiet=True))
+    search([experiment], tmp_path / "run", Overrides(), display)
     nni.create(path)
     wait_until(nni.is_done, "the experiment's end")
 

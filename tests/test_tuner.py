@@ -210,6 +210,19 @@ def test_a_crash_among_swapped_trials_fails_the_one_that_crashed(
     assert [type(outcomes(tuner)[number]) for number in (0, 1)] == [Failed, Measured]
 
 
+def test_a_crash_of_the_other_one_before_any_result_fails_nobody_yet(
+    make: Callable[[], ParetoTuner],
+) -> None:
+    """Trial 0 runs the sample of 1, crashes first, and NNI says that 0 has failed."""
+    tuner = make()
+    samples = [tuner.generate_parameters(number) for number in range(2)]
+    tuner.trial_end(0, False)
+    assert outcomes(tuner) == {}
+    tuner.receive_trial_result(0, samples[0], result(samples[0]))
+    tuner.trial_end(1, True)
+    assert [type(outcomes(tuner)[number]) for number in (0, 1)] == [Measured, Failed]
+
+
 # -- other search spaces --------------------------------------------------------------------------
 
 ANY_SPACE = {
