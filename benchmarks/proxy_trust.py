@@ -38,7 +38,7 @@ from smnas.trial import Settings, open_data
 
 SPACE = "search_spaces.structural:StructuralSpace"
 SPACE_ARGUMENTS = {"input_sizes": ["96x72", "128x96", "160x120"], "head_width": 256}
-SHORT, LONG = (1, 2, 3), 15
+SHORT, LONG = (2, 3), 15
 SHORT_SEED, LONG_SEED = 0, 1
 RECIPE = Recipe(batch=2, lr=0.04)
 DRAWN, STRATA, DRAW_SEED = 40, 8, 0
