@@ -25,7 +25,7 @@ class Recipe:
     """A short training from scratch: SGD, linear warm-up, cosine to zero, clipped gradients.
 
     The defaults suit GroupNorm with weight-standardised convolutions, without pre-training, on a
-    few hundred pictures.
+    few hundred pictures (`lr`: benchmarks/recipe_ablation.py).
 
     Args:
         epochs: passes over the training pictures, at least 1.
@@ -47,7 +47,7 @@ class Recipe:
 
     epochs: int = 6
     batch: int = 4
-    lr: float = 0.02
+    lr: float = 0.04
     base_batch: int = 4
     momentum: float = 0.9
     weight_decay: float = 1e-4
