@@ -117,9 +117,10 @@ class Recipe:
     def describe(self) -> str:
         """The recipe in one line, for logs and reports."""
         jitter = "none" if self.scale_jitter is None else "{:g} to {:g}".format(*self.scale_jitter)
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         return (
-            f"{self.epochs} epoch{'s' if self.epochs > 1 else ''} from scratch, batch {self.batch}, SGD lr {self.peak_lr:g} "
-            f"momentum {self.momentum:g} weight decay {self.weight_decay:g}, warm-up "
+            f"{epochs} from scratch, batch {self.batch}, SGD lr {self.peak_lr:g} momentum "
+            f" {self.momentum:g} weight decay {self.weight_decay:g}, warm-up "
             f"{self.warmup_iterations} steps (at most {WARMUP_SHARE:.0%}) from "
             f"{self.warmup_factor:g}x, cosine to 0, gradients clipped at {self.clip_norm:g}, "
             f"flip {self.flip:g}, scale jitter {jitter}"
