@@ -53,6 +53,7 @@ class Ends:
     def __init__(self) -> None:
         self.active: set[int] = set()
         self._doubts: dict[int, set[int]] = {}
+        self._ended_well: dict[int, bool] = {}
 
     def started(self, candidate_id: int) -> None:
         """A trial has been given this candidate."""
@@ -62,14 +63,21 @@ class Ends:
         """The candidate has an outcome."""
         self._doubts.pop(candidate_id, None)
 
-    def ended(self, candidate_id: int, has_outcome: bool) -> None:
-        """NNI says that the candidate's trial has ended."""
+    def ended(self, candidate_id: int, has_outcome: bool, success: bool) -> None:
+        """NNI says that the candidate's trial has ended, with exit status 0 or another."""
         self.active.discard(candidate_id)
+        for doubtful, others in self._doubts.items():
+            if candidate_id in others:
+                others.discard(candidate_id)
+                # the status of the doubtful one's trial may have come under this id
+                self._ended_well[doubtful] &= success
         if not has_outcome:
             self._doubts[candidate_id] = set(self.active)
-        for others in self._doubts.values():
-            others.discard(candidate_id)
+            self._ended_well[candidate_id] = success
 
-    def failed(self) -> list[int]:
-        """Candidates that have ended without a result for sure, and have no outcome yet."""
-        return sorted(candidate_id for candidate_id, others in self._doubts.items() if not others)
+    def failed(self) -> dict[int, bool]:
+        """Candidates that have ended without a result for sure and have no outcome yet, by id, and
+        whether all trials that may have been theirs ended with exit status 0.
+        """
+        sure = sorted(candidate_id for candidate_id, others in self._doubts.items() if not others)
+        return {candidate_id: self._ended_well[candidate_id] for candidate_id in sure}

@@ -75,7 +75,6 @@ class ParetoTuner(Tuner):
         self._by_identity: dict[str, Candidate] = {}
         self._told: set[int] = set()
         self._ends = Ends()
-        self._succeeded: dict[int, bool] = {}
         self._waiting: list[Candidate] = []
 
     # -- what NNI calls -----------------------------------------------------------------------
@@ -138,9 +137,8 @@ class ParetoTuner(Tuner):
             candidate = self._candidates.get(parameter_id)
             if candidate is None:
                 return
-            self._succeeded[candidate.id] = success
             self._lock.wait_for(lambda: candidate.id in self._told, timeout=RESULT_SECONDS)
-            self._ends.ended(candidate.id, candidate.id in self._told)
+            self._ends.ended(candidate.id, candidate.id in self._told, success)
             self._settle()
 
     def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
@@ -187,8 +185,7 @@ class ParetoTuner(Tuner):
     def _settle(self) -> None:
         """Fails the trials that have ended without a result."""
         own = {candidate.id: candidate for candidate in self._candidates.values()}
-        for candidate_id in self._ends.failed():
-            success = self._succeeded[candidate_id]
+        for candidate_id, success in self._ends.failed().items():
             words = "ended without a final result" if success else "failed; see its log"
             self._tell(own[candidate_id], Failed("error" if success else "crash", words))
 

@@ -207,7 +207,9 @@ def test_a_crash_among_swapped_trials_fails_the_one_that_crashed(
     tuner.receive_trial_result(1, samples[1], result(samples[1]))
     tuner.trial_end(0, True)
     tuner.trial_end(1, False)
-    assert [type(outcomes(tuner)[number]) for number in (0, 1)] == [Failed, Measured]
+    failed, measured = (outcomes(tuner)[number] for number in (0, 1))
+    assert isinstance(measured, Measured)
+    assert isinstance(failed, Failed) and failed.reason == "crash"
 
 
 def test_a_crash_of_the_other_one_before_any_result_fails_nobody_yet(
