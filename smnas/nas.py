@@ -225,7 +225,7 @@ class ParetoStrategy(Strategy):
         if candidate_id in self._told:
             return
         self._told.add(candidate_id)
-        self._ends.told(candidate_id)
+        self._ends.told(candidate_id, isinstance(outcome, Failed))
         self._events.append(Told(candidate_id, outcome, time.time()))
         self._optimizer.tell(candidate_id, outcome)
 

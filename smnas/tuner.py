@@ -128,7 +128,7 @@ class ParetoTuner(Tuner):
         """
         with self._lock:
             outcome = self._outcome(f"trial {trial_job_id} (parameters {parameter_id})", value)
-            self._tell(self._candidates[parameter_id], outcome)
+            self._tell(self._candidates[parameter_id], outcome, _is_failure(value))
             self._lock.notify_all()
 
     def trial_end(self, parameter_id: int, success: bool, **_: Any) -> None:
@@ -169,15 +169,17 @@ class ParetoTuner(Tuner):
             self._journal.asked(candidate)
         self._by_identity[candidate.identity] = candidate
 
-    def _tell(self, candidate: Candidate, outcome: Outcome) -> None:
+    def _tell(
+        self, candidate: Candidate, outcome: Outcome, explains_bad_exit: bool = False
+    ) -> None:
         if candidate.id in self._told:
             _logger.warning("candidate %d has its outcome already; ignored", candidate.id)
             return
+        self._ends.told(candidate.id, explains_bad_exit)
         self._record(candidate, outcome, self._searcher())
 
     def _record(self, candidate: Candidate, outcome: Outcome, optimizer: Optimizer) -> None:
         self._told.add(candidate.id)
-        self._ends.told(candidate.id)
         if self._journal is not None:
             self._journal.told(candidate.id, outcome)
         optimizer.tell(candidate.id, outcome)
@@ -185,9 +187,11 @@ class ParetoTuner(Tuner):
     def _settle(self) -> None:
         """Fails the trials that have ended without a result."""
         own = {candidate.id: candidate for candidate in self._candidates.values()}
-        for candidate_id, success in self._ends.failed().items():
-            words = "ended without a final result" if success else "failed; see its log"
-            self._tell(own[candidate_id], Failed("error" if success else "crash", words))
+        for candidate_id in self._ends.failed():
+            lost = Failed("error", "ended without a final result")
+            crash = Failed("crash", "failed; see its log")
+            crashed = self._ends.crashed
+            self._tell(own[candidate_id], crash if crashed else lost, crashed)
 
     def _import(self, parameters: Mapping[str, Any], value: Any) -> None:
         try:
