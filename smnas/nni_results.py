@@ -23,7 +23,7 @@ def outcome_of(reported: Any, objectives: Objectives) -> Outcome:
     """
     if not isinstance(reported, dict):
         return Failed("error", f"wanted a dict with {list(objectives.names)}, got {reported!r}")
-    if reported.get("state") == "failed":
+    if is_failure(reported):
         try:
             return outcome_from_json(reported)
         except (KeyError, TypeError, ValueError) as error:
@@ -34,6 +34,11 @@ def outcome_of(reported: Any, objectives: Objectives) -> Outcome:
         return Failed("error", f"wanted finite numbers for {missing}, got {found}")
     info = reported.get("info")
     return Measured(metrics, info if isinstance(info, dict) else {})
+
+
+def is_failure(reported: Any) -> bool:
+    """Whether a final result says by itself that the trial has failed, as `smnas trial` does."""
+    return isinstance(reported, dict) and reported.get("state") == "failed"
 
 
 def is_number(value: Any) -> bool:

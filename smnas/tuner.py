@@ -23,7 +23,7 @@ from smnas.encoding import Encoding
 from smnas.errors import ConfigError, SpaceError, SpaceExhausted
 from smnas.experiment import Experiment, SearchSettings
 from smnas.journal import FILE_NAME, Journal
-from smnas.nni_results import Ends, outcome_of
+from smnas.nni_results import Ends, is_failure, outcome_of
 from smnas.records import Candidate, Failed, Option, Outcome, Sample, identity
 from smnas.study import replay
 
@@ -128,7 +128,7 @@ class ParetoTuner(Tuner):
         """
         with self._lock:
             outcome = self._outcome(f"trial {trial_job_id} (parameters {parameter_id})", value)
-            self._tell(self._candidates[parameter_id], outcome, _is_failure(value))
+            self._tell(self._candidates[parameter_id], outcome, is_failure(value))
             self._lock.notify_all()
 
     def trial_end(self, parameter_id: int, success: bool, **_: Any) -> None:
@@ -215,7 +215,7 @@ class ParetoTuner(Tuner):
 
     def _outcome(self, whose: str, value: Any) -> Outcome:
         outcome = outcome_of(value, self._objectives)
-        if isinstance(outcome, Failed) and not _is_failure(value):
+        if isinstance(outcome, Failed) and not is_failure(value):
             _logger.error("result of %s: %s", whose, outcome.detail)
         return outcome
 
@@ -292,11 +292,6 @@ def _check_same(search_space: Mapping[str, Any], encoding: Encoding) -> None:
             f"searchSpaceFile: differs from the space in {sorted(labels)};"
             " make it again with: smnas describe EXPERIMENT.yml --json"
         )
-
-
-def _is_failure(value: Any) -> bool:
-    """Whether a trial itself says that it has failed, and why."""
-    return isinstance(value, Mapping) and value.get("state") == "failed"
 
 
 def _exact(parameters: Mapping[str, Any], encoding: Encoding) -> dict[str, Option]:
