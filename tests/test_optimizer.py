@@ -17,10 +17,12 @@ from smnas import pareto
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, SpaceError, SpaceExhausted
 from smnas.objectives.vector import Objectives
-from smnas.optimizer import ALGORITHMS, IndexMutation, LegalRepair, Optimizer
+from smnas.algorithms import ALGORITHMS
+from smnas.operators import IndexMutation, LegalRepair
+from smnas.optimizer import Optimizer
 from smnas.records import Candidate, Failed, Measured, Outcome, Sample
 
-NAMES = [*ALGORITHMS, "random", "pymoo.algorithms.moo.nsga2:NSGA2"]
+NAMES = [*ALGORITHMS, "random", "surrogate", "pymoo.algorithms.moo.nsga2:NSGA2"]
 POPULATION = 8
 
 
