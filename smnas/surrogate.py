@@ -23,7 +23,7 @@ from smnas.objectives.vector import Objectives
 from smnas.records import Failed, Outcome
 from smnas.regression import MODELS, Choice, Features, Model, choose
 
-GROWTH = 1.1
+GROWTH = 1.2
 """Models are chosen anew whenever so many times the results are there."""
 
 FEWEST = 10
@@ -32,7 +32,7 @@ FEWEST = 10
 MOST = 500
 """Results that a model is fitted to; of more the best half and the newest half."""
 
-MOST_FOR_CHOICE = 150
+MOST_FOR_CHOICE = 120
 """Results that models are chosen by, drawn at random."""
 
 DRAWS = 32
@@ -182,8 +182,8 @@ class Surrogate:
         failed = self._failed[numbers]
         self._failure: ExtraTreesClassifier | None = None
         if failed.any() and not failed.all():
-            forest = ExtraTreesClassifier(100, min_samples_leaf=2, random_state=self._seed)
-            self._failure = forest.fit(self._features(self._stacked(numbers)), failed)
+            trees = ExtraTreesClassifier(50, max_features=None, random_state=self._seed)
+            self._failure = trees.fit(self._traits(self._stacked(numbers)), failed)
         self._fitted_to = len(self._outcomes)
 
     def _training(self) -> np.ndarray:
@@ -259,8 +259,12 @@ class Surrogate:
         draws = self._natural(mean + errors * deviation)
         gains = pareto.expected_gains(draws, rows, self._objectives.reference_point)
         if self._failure is not None:
-            gains = gains * self._failure.predict_proba(self._features(pool))[:, 0]
+            gains = gains * self._failure.predict_proba(self._traits(pool))[:, 0]
         return gains
+
+    def _traits(self, indices: np.ndarray) -> np.ndarray:
+        """What tells failures: the choices, and what the models say; a bound on latency, say."""
+        return np.hstack([self._features(indices), self._predict(indices)[0]])
 
     def _predict(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means and standard deviations, `n x m` each, on the models' own scales."""
