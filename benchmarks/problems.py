@@ -20,7 +20,7 @@ from smnas.encoding import Encoding
 from smnas.journal import read
 from smnas.objectives.vector import Objectives
 from smnas.records import Measured, Sample
-from smnas.regression import MODELS, Features, Model, choose
+from smnas.regression import Features, Model, choose
 from smnas.spaces import open_space
 
 STRUCTURAL = "search_spaces.structural:StructuralSpace"
@@ -35,7 +35,7 @@ class Problem:
         name: of the problem.
         about: what it is, in a sentence.
         encoding: of the space.
-        rows: `{index vector: cost and quality}`, scaled and minimised, 0 to 1, of all legal samples.
+        rows: `{index vector: cost and quality}` of all legal samples, minimised, 0 to 1.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """How many evaluations an algorithm needs: every one of ours against random search, pymoo, Optuna.
 
-    python benchmarks/search_efficiency.py [--macro TABLE.csv] [--seeds 20] [--workers 2]
+    python benchmarks/search_efficiency.py [--macro TABLE.csv] [--problems ...] [--algorithms ...] [--seeds 20]
 
 Problems: NAS-Bench-Macro, if its table is given; closed forms over StructuralSpace; an emulation of
 our search on blood cells. Only distinct legal samples count as evaluations. For each algorithm: the
@@ -57,6 +57,7 @@ def main() -> None:
         problems = {"macro": partial(macro, arguments.macro), **problems}
     else:
         print("NAS-Bench-Macro is left out: --macro PATH names its table")
+    problems = {k: v for k, v in problems.items() if k in (arguments.problems or problems)}
     log = RESULTS / "search_efficiency.jsonl"
     done = {(r["problem"], r["algorithm"], r["seed"]) for r in _read(log)}
     names = arguments.algorithms or [*OURS, *PEERS]
@@ -82,6 +83,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Evaluations that each algorithm needs.")
     parser.add_argument("--macro", type=Path, help="table of NAS-Bench-Macro (arch,acc_mean,flops)")
+    parser.add_argument("--problems", nargs="*", choices=["macro", "detector", "bccd"])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--algorithms", nargs="*", choices=[*OURS, *PEERS])

@@ -14,10 +14,10 @@ from nni.mutable import Categorical, ExpressionConstraint, MutableList
 from toy import WalkingSpace, toy_outcome, toy_outcome_with_failures
 
 from smnas import pareto
+from smnas.algorithms import ALGORITHMS
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, SpaceError, SpaceExhausted
 from smnas.objectives.vector import Objectives
-from smnas.algorithms import ALGORITHMS
 from smnas.operators import IndexMutation, LegalRepair
 from smnas.optimizer import Optimizer
 from smnas.records import Candidate, Failed, Measured, Outcome, Sample
