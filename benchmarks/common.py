@@ -1,15 +1,28 @@
-"""What benchmarks share: writing results with machine, versions and commit."""
+"""What benchmarks share: cells that are measured once, one training, results with their origin."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from smnas import machine
+from smnas.data.coco import CocoDataset, collate
+from smnas.detectors.components import parse_input_size
+from smnas.quiet import QuietDevice
+from smnas.training.evaluation import evaluate
+from smnas.training.loop import epoch_batches, train
+from smnas.training.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results"
+
+Cell = dict[str, Any]
+"""What is measured, or what came out, as plain JSON."""
 
 
 def write_results(name: str, results: dict[str, Any]) -> Path:
@@ -20,3 +33,85 @@ def write_results(name: str, results: dict[str, Any]) -> Path:
     record = {"benchmark": name, "time": when, "machine": machine.describe(), **results}
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def measure_cells(work: Path, cells: Iterable[Cell], measure: Callable[[Cell], Cell]) -> list[Cell]:
+    """Measures what the work file does not hold yet; one line a cell, so that a rerun goes on.
+
+    Args:
+        work: JSON Lines; made if it is not there.
+        cells: each described completely, for its description is what a rerun knows it by.
+        measure: gives what came out, to be added to the cell.
+
+    Returns:
+        The cells with what came out, in their order.
+    """
+    work.parent.mkdir(parents=True, exist_ok=True)
+    done = {_key(line["cell"]): line["result"] for line in _whole_lines(work)}
+    rows = []
+    for cell in cells:
+        if _key(cell) not in done:
+            done[_key(cell)] = measure(cell)
+            with work.open("a") as file:
+                file.write(json.dumps({"cell": cell, "result": done[_key(cell)]}) + "\n")
+            print(json.dumps(cell | done[_key(cell)]), flush=True)
+        rows.append(cell | done[_key(cell)])
+    return rows
+
+
+def train_once(
+    detector: nn.Module,
+    training: CocoDataset,
+    held_out: CocoDataset,
+    recipe: Recipe,
+    seed: int,
+) -> dict[str, float]:
+    """Trains as a trial on a CPU does, but evaluates only after the last epoch.
+
+    Args:
+        detector: with its `input_size`, freshly initialised.
+        training: pictures to train on, at any size.
+        held_out: pictures to evaluate on.
+        seed: of order and augmentation; the caller seeds the initialisation.
+
+    Returns:
+        COCO metrics and `train_seconds`.
+
+    Raises:
+        TrialFailure: the training diverged.
+    """
+    size = parse_input_size(str(detector.input_size))
+    device, quiet = torch.device("cpu"), QuietDevice("cpu")
+    generator = torch.Generator().manual_seed(seed)
+    view = training.view(training.image_ids, size)
+    examples = [view[index] for index in range(len(view))]
+
+    def batches(epoch: int) -> list[Any]:
+        order = epoch_batches(len(examples), recipe.batch, generator)
+        return [collate([examples[index] for index in part]) for part in order]
+
+    stats = train(
+        detector,
+        batches,
+        recipe,
+        device=device,
+        generator=generator,
+        quiet=quiet,
+        on_epoch=lambda epoch, stats: None,
+    )
+    view = held_out.view(held_out.image_ids, size)
+    metrics = evaluate(detector, view, device=device, batch=recipe.batch, quiet=quiet)
+    return metrics | {"train_seconds": stats.seconds}
+
+
+def _key(cell: Cell) -> str:
+    return json.dumps(cell, sort_keys=True)
+
+
+def _whole_lines(work: Path) -> list[dict[str, Cell]]:
+    """The lines of the work file; cuts off one that a killed process left unfinished."""
+    text = work.read_text() if work.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        work.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]

@@ -27,6 +27,7 @@ from rich.table import Table
 from smnas.data.coco import CocoDataset, DataFolder, collate
 from smnas.data.digits import make_digits
 from smnas.detectors.components import parse_input_size
+from smnas.display import SearchDisplay
 from smnas.experiment import load_experiment
 from smnas.journal import read
 from smnas.objectives.cost import measure_cost
@@ -36,7 +37,6 @@ from smnas.records import Measured
 from smnas.report.tables import front_rows
 from smnas.search import Overrides, search
 from smnas.spaces import open_space
-from smnas.study import Progress
 from smnas.training.loop import train
 from smnas.training.recipe import Recipe
 
@@ -184,13 +184,9 @@ def run_search(folder: Path, sizes: list[str], trials: int, device: torch.device
     """A whole search through the embedded runner, one worker."""
     path = folder / "check.yml"
     path.write_text(yaml.safe_dump(experiment(folder, sizes, trials, device)))
-    began = time.monotonic()
-
-    def observe(progress: Progress) -> None:
-        if progress.finished:
-            print(f"  trial {progress.finished[0]}: {time.monotonic() - began:.0f} s", flush=True)
-
-    reason = search(load_experiment(path), folder / "run", Overrides(), observe)
+    began, checked = time.monotonic(), load_experiment(path)
+    with SearchDisplay(checked.search.objective_vector(), Console(force_terminal=False)) as display:
+        reason = search([checked], folder / "run", Overrides(), display)
     history = read(folder / "run")
     rows = front_rows(history)
     show(

@@ -1,6 +1,6 @@
 """How many evaluations an algorithm needs: every one of ours against random search, pymoo, Optuna.
 
-    python benchmarks/search_efficiency.py [--macro TABLE.csv] [--problems ...] [--algorithms ...] [--seeds 20]
+    python benchmarks/search_efficiency.py [--macro TABLE.csv] [--problems ...] [--seeds 20]
 
 Problems: NAS-Bench-Macro, if its table is given; closed forms over StructuralSpace; an emulation of
 our search on blood cells. Only distinct legal samples count as evaluations. For each algorithm: the

@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_result"]
 
 
-def load_result(run: Path | str) -> Result:
+def load_result(run: Path | str, device: str | None = None, mixed_devices: bool = False) -> Result:
     """A run folder as a pymoo `Result`; see `smnas.report.result.load_result`."""
     from smnas.report.result import load_result as load
 
-    return load(run)
+    return load(run, device, mixed_devices)

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from smnas import __version__
-from smnas.errors import RunError, UserError
+from smnas.errors import MixedDevicesError, RunError, UserError
 
 app = typer.Typer(
     help="Search object detectors for the Pareto front of latency against mAP.",
@@ -32,7 +32,9 @@ app.add_typer(data_app, name="data")
 # is
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
-Run = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
+Run = Annotated[
+    Path, typer.Argument(help="Folder of a run, or the id of an NNI experiment.", metavar="RUN")
+]
 
 
 class Device(StrEnum):
@@ -118,19 +120,24 @@ def search(
 
 
 def _show_end(run: Path, reason: str, console: Console) -> None:
-    from smnas.journal import read_run
     from smnas.report import plots, tables
+    from smnas.report.devices import open_run
 
     words = {
         "trials": "complete: all trials are done",
         "hours": "stopped: the time is up; the same command goes on",
         "exhausted": "complete: every legal sample has been tried",
     }
-    history = read_run(run)
+    console.print(f"\nThe search in {run} is {words[reason]}.", highlight=False, soft_wrap=True)
+    try:
+        history = open_run(run)
+    except MixedDevicesError as error:
+        # the search has done its work; only its front cannot be shown
+        console.print(str(error), highlight=False, soft_wrap=True)
+        return
     rows = tables.front_rows(history)
     (run / "front.csv").write_text(tables.to_csv(rows))
     pictures = plots.save_plots(history, run)
-    console.print(f"\nThe search in {run} is {words[reason]}.", highlight=False, soft_wrap=True)
     if rows:
         console.print(tables.front_table(history, rows))
     else:
@@ -147,14 +154,21 @@ def front(
     under_ms: Annotated[
         float | None, typer.Option(help="Leave out detectors with a higher latency.")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Name of a device: take the latencies that were measured on it."),
+    ] = None,
+    mixed_devices: Annotated[
+        bool, typer.Option("--mixed-devices", help="Compare latencies of different devices.")
+    ] = False,
 ) -> None:
     """Print the Pareto set of a run, also while it is running."""
-    from smnas.journal import read_run
     from smnas.report import tables
+    from smnas.report.devices import open_run
 
     if as_json and as_csv:
         raise UserError("front: wanted --json or --csv, got both")
-    history = read_run(run)
+    history = open_run(run, device, mixed_devices)
     rows = tables.front_rows(history, under_ms)
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -168,6 +182,97 @@ def front(
 
 def _under(under_ms: float | None) -> str:
     return "" if under_ms is None else f" under {under_ms:g} ms"
+
+
+@app.command()
+def latency(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="RUN#ID, RUN with --all, or SPACE with SAMPLE.", metavar="RUN#ID|RUN|SPACE"
+        ),
+    ],
+    sample: Annotated[
+        Path | None, typer.Argument(help="JSON file of a sample.", metavar="SAMPLE")
+    ] = None,
+    whole_front: Annotated[
+        bool, typer.Option("--all", help="Every detector of the front, and keep it in RUN/latency.")
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--every", help="With --all: every measured detector.")
+    ] = False,
+    device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.auto,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 or amp; default as in the run.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default as in the run, else 1.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each detector.")] = 5,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes, where neither run nor space says it.")
+    ] = None,
+) -> None:
+    """Measure latency again, here: of one detector, or of a run's front in turns."""
+    from rich.progress import Progress
+
+    from smnas import retime
+    from smnas.report.tables import latency_table
+    from smnas.timings import append_timings
+    from smnas.trial import find_device
+
+    conditions = retime.Conditions(find_device(device.value), precision, threads)
+    run, subjects = _subjects(target, sample, whole_front, every, classes)
+    console = Console()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("measuring", total=rounds * len(subjects))
+        found = retime.retime(subjects, conditions, rounds, lambda: progress.advance(task))
+    before = [subject.before for subject in subjects]
+    ids = [subject.id for subject in subjects]
+    console.print(latency_table(ids, [one.to_json() for one in found], before))
+    if whole_front and run is not None:
+        for path in append_timings(run, retime.timings(subjects, found)):
+            console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _subjects(
+    target: str, sample: Path | None, whole_front: bool, every: bool, classes: int | None
+) -> tuple[Path | None, list[Any]]:
+    """What `smnas latency` was asked to time, and the folder of the run that it belongs to."""
+    from smnas import retime
+    from smnas.journal import read_run
+    from smnas.nni_runs import find_run
+    from smnas.trial import read_sample
+
+    if sample is not None and not whole_front:
+        return None, [retime.sample_subject(target, read_sample(sample), classes)]
+    name, mark, number = target.rpartition("#")
+    if mark and number.isdigit() and not whole_front:
+        run = find_run(name)
+        history = read_run(run)
+        trials = [retime.find_trial(history, int(number))]
+    elif whole_front and sample is None:
+        run = find_run(target)
+        history = read_run(run)
+        trials = retime.trials_to_time(history, every)
+    else:
+        raise UserError(
+            f"latency: wanted RUN#ID, RUN --all, or SPACE SAMPLE.json, got {target!r}"
+            f"{f' {sample}' if sample else ''}{' --all' if whole_front else ''}"
+        )
+    if not trials:
+        raise RunError(f"run {target}: no trial has been measured yet")
+    return run, retime.run_subjects(history, trials, classes)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at what smnas needs here, and at what NNI lets others see."""
+    from smnas import doctor as checks
+
+    findings = checks.examine()
+    Console().print(checks.to_table(findings))
+    raise typer.Exit(2 if any(finding.state == "broken" for finding in findings) else 0)
 
 
 @app.command()
@@ -231,20 +336,25 @@ def trial(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the outcome.", envvar="SMNAS_TRIAL_DIR")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training pictures.")] = 6,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures in a step.")] = 4,
-    lr: Annotated[float, typer.Option(help="Peak learning rate at batch 4.")] = 0.02,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training pictures.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures in a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate at batch 4.")] = None,
     scale_jitter: Annotated[
-        tuple[float, float], typer.Option(help="Smallest and largest zoom; 1 1 for none.")
-    ] = (1.0, 1.0),
-    flip: Annotated[float, typer.Option(help="Probability of a horizontal flip.")] = 0.5,
+        tuple[float, float] | None, typer.Option(help="Smallest and largest zoom; 1 1 for none.")
+    ] = None,
+    flip: Annotated[float | None, typer.Option(help="Probability of a horizontal flip.")] = None,
     search_split: Annotated[
         float, typer.Option(help="Part of train that is held out to rank detectors.")
     ] = 0.25,
     max_latency_ms: Annotated[
         float | None, typer.Option(help="What is slower is not trained.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, envvar="SMNAS_SEED", help="Of the training.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, envvar="SMNAS_SEED", help="Of the training; default the experiment's."),
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where to build and train.")] = Device.auto,
     threads: Annotated[
         int | None, typer.Option(min=1, envvar="SMNAS_THREADS", help="CPU threads of training.")
@@ -256,22 +366,30 @@ def trial(
     latency_threads: Annotated[int, typer.Option(min=1, help="CPU threads of a measurement.")] = 1,
     loader_workers: Annotated[int, typer.Option(min=0, help="Loading processes, on CUDA.")] = 4,
 ) -> None:
-    """Build, time, train and evaluate one detector: what both runners start."""
-    from smnas.trial import Settings, run_from_command_line
+    """Build, time, train and evaluate one detector: what both runners start.
 
+    How it is trained stands in the experiment file (`recipe`); options go before it.
+    """
+    from smnas.spaces import open_recipe, study_seed
+    from smnas.trial import Settings, nni_threads, run_from_command_line
+
+    options = {
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "scale_jitter": scale_jitter,
+        "flip": flip,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     settings = Settings(
         space=space,
         data=data,
-        epochs=epochs,
-        batch=batch,
-        lr=lr,
-        scale_jitter=None if scale_jitter == (1.0, 1.0) else scale_jitter,
-        flip=flip,
+        recipe=open_recipe(space, given),
         search_split=search_split,
         max_latency_ms=max_latency_ms,
-        seed=seed,
+        seed=study_seed(space) if seed is None else seed,
         device=device.value,
-        threads=threads,
+        threads=threads or nni_threads(space),
         precision=precision,
         checkpoint=checkpoint,
         latency_threads=latency_threads,

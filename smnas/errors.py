@@ -41,6 +41,10 @@ class RunError(UserError):
     """A run folder cannot be written, does not exist, or is in use by another search."""
 
 
+class MixedDevicesError(UserError):
+    """A report would compare latencies that were measured on different devices."""
+
+
 class MissingLibraryError(UserError):
     """An optional library is needed and not installed; the message names the extra that brings
     it.

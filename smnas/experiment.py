@@ -23,6 +23,7 @@ from nni.experiment.config.utils import parse_time
 from smnas.errors import ConfigError, check_names, nearest
 from smnas.objectives.vector import DEFAULT_DIRECTIONS, Objectives
 from smnas.records import Sample
+from smnas.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,17 @@ class SearchSettings:
     """What `tuner.classArgs` holds.
 
     Args:
-        space: `package.module:Class` of an NNI model space.
+        space: `package.module:Class` of an NNI model space; None to search NNI's own search space
+            under `nnictl`, with objectives of one's own.
         space_args: its arguments.
         objectives: `{metric: "minimize" | "maximize"}`; default latency against mAP.
         reference_point: `{metric: value}` for the hypervolume; `map` may be left out (0).
         algorithm: name or `package.module:Class`, see `smnas.optimizer`.
         algorithm_args: of the algorithm.
         population: at least 2.
+        recipe: how trials train: `{argument: value}` of `smnas.training.recipe.Recipe`.
+        proxy_tau: Kendall's tau between mAP after this recipe and after long training, where it has
+            been measured, -1 to 1; None where it is not known. Only reports read it.
         seed: at least 0.
         baselines: `{name: sample}`, known good detectors; asked first.
         generational: wait for whole generations.
@@ -45,7 +50,7 @@ class SearchSettings:
             in a later stage only.
     """
 
-    space: str
+    space: str | None = None
     space_args: Mapping[str, Any] = field(default_factory=dict)
     objectives: Mapping[str, str] = field(
         default_factory=lambda: {"latency_ms": "minimize", "map": "maximize"}
@@ -54,6 +59,8 @@ class SearchSettings:
     algorithm: str = "nsga2"
     algorithm_args: Mapping[str, Any] = field(default_factory=dict)
     population: int = 20
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    proxy_tau: float | None = None
     seed: int = 0
     baselines: Mapping[str, Sample] = field(default_factory=dict)
     generational: bool = False
@@ -70,13 +77,33 @@ class SearchSettings:
         given = dict(args or {})
         fields = {f.name: f for f in dataclasses.fields(cls)}
         check_names(given, fields, where)
-        if "space" not in given:
-            raise ConfigError(f"{where}: wanted space: package.module:Class, got none")
+        if "space" not in given and "objectives" not in given:
+            raise ConfigError(
+                f"{where}: wanted space: package.module:Class, or objectives of your own for the"
+                " experiment's search space, got neither"
+            )
         for name, value in given.items():
             _check_type(f"{where}: {name}", value, _KINDS[str(fields[name].type)])
         settings = cls(**given)
         settings.objective_vector()
+        Recipe.from_mapping(settings.recipe, where)
+        if settings.proxy_tau is not None and not -1 <= settings.proxy_tau <= 1:
+            wanted = "wanted a number from -1 to 1"
+            raise ConfigError(f"{where}: proxy_tau: {wanted}, got {settings.proxy_tau!r}")
         return settings
+
+    def named_space(self, where: str) -> str:
+        """The `space`, where there has to be one.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.space is None:
+            raise ConfigError(
+                f"{where}: wanted space: package.module:Class, got none; without one the experiment"
+                " runs under nnictl only"
+            )
+        return self.space
 
     def objective_vector(self) -> Objectives:
         """The objectives with their reference point.
@@ -135,6 +162,7 @@ def load_experiment(path: Path) -> Experiment:
         config.validate()
     except (ValueError, TypeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{path}: {_nni_reason(error)}") from error
+    search.named_space(f"{path}: tuner.classArgs")
     base = path.resolve().parent
     if not config.trial_command:
         raise ConfigError(f"{path}: wanted trialCommand, got none")
@@ -203,9 +231,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _check_trial_command(experiment: Experiment) -> None:
-    """The trial must build the space that is searched: it reads it from this very file."""
+    """The trial must build the space that is searched, and train as the file says: it reads both
+    from this very file.
+    """
     words = _words(experiment)
-    if words[:2] != ["smnas", "trial"]:
+    # on remote workers smnas is named by its whole path
+    if len(words) < 2 or (Path(words[0]).name, words[1]) != ("smnas", "trial"):
         return
     if len(words) < 3 or words[2].startswith("-"):
         raise ConfigError(
@@ -213,7 +244,8 @@ def _check_trial_command(experiment: Experiment) -> None:
         )
     named = (experiment.directory / words[2]).resolve()
     same_file = named == experiment.path.resolve()
-    plain_space = words[2] == experiment.search.space and not experiment.search.space_args
+    search = experiment.search
+    plain_space = words[2] == search.space and not (search.space_args or search.recipe)
     if not (same_file or plain_space):
         raise ConfigError(
             f"{experiment.path}: trialCommand: wanted this file or {experiment.search.space} "
@@ -241,8 +273,10 @@ def _check_positive(where: str, value: Any) -> None:
 
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "text"),
+    "str | None": ((str, type(None)), "text"),
     "int": (int, "a whole number"),
     "bool": (bool, "true or false"),
+    "float | None": ((int, float, type(None)), "a number"),
     "Mapping[str, Any]": (dict, "keys and values"),
     "Mapping[str, str]": (dict, "keys and values"),
     "Mapping[str, float]": (dict, "keys and values"),

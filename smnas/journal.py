@@ -47,6 +47,33 @@ class Told:
 Event = Asked | Told
 
 
+def event_to_json(event: Event) -> dict[str, Any]:
+    """An event as a journal line holds it."""
+    if isinstance(event, Asked):
+        return {"event": "asked", "time": event.time, "candidate": event.candidate.to_json()}
+    return {
+        "event": "outcome",
+        "time": event.time,
+        "id": event.id,
+        "outcome": event.outcome.to_json(),
+    }
+
+
+def event_from_json(record: Mapping[str, Any]) -> Event:
+    """The inverse of `event_to_json`.
+
+    Raises:
+        ValueError, KeyError, TypeError or AttributeError: the record is no event.
+    """
+    match record["event"]:
+        case "asked":
+            return Asked(Candidate.from_json(record["candidate"]), record["time"])
+        case "outcome":
+            return Told(record["id"], outcome_from_json(record["outcome"]), record["time"])
+        case other:
+            raise ValueError(f"wanted asked or outcome, got {other!r}")
+
+
 @dataclass(frozen=True)
 class Trial:
     """A candidate and what became of it; `outcome` is None while it runs (or was interrupted)."""
@@ -59,10 +86,23 @@ class Trial:
 
 @dataclass(frozen=True)
 class History:
-    """A journal that was read: its header and its events in order."""
+    """A journal that was read, or those of all stages of a run.
+
+    Args:
+        header: the first line; of the first stage.
+        events: in order.
+        later: first lines of the later stages' journals.
+    """
 
     header: Mapping[str, Any]
     events: tuple[Event, ...]
+    later: tuple[Mapping[str, Any], ...] = ()
+
+    def experiment_of(self, candidate: Candidate) -> Mapping[str, Any]:
+        """The settings of the stage that a candidate belongs to, as its header holds them."""
+        experiments = [header["experiment"] for header in (self.header, *self.later)]
+        own = [e for e in experiments if e.get("stage") == candidate.stage]
+        return own[0] if own else experiments[0]
 
     def trials(self) -> list[Trial]:
         """One entry for each candidate, by id."""
@@ -128,18 +168,11 @@ class Journal:
 
     def asked(self, candidate: Candidate) -> None:
         """Records that the optimiser asked for a candidate."""
-        self._append({"event": "asked", "time": self._clock(), "candidate": candidate.to_json()})
+        self._append(event_to_json(Asked(candidate, self._clock())))
 
     def told(self, candidate_id: int, outcome: Outcome) -> None:
         """Records a candidate's outcome; call it before the optimiser is told."""
-        self._append(
-            {
-                "event": "outcome",
-                "time": self._clock(),
-                "id": candidate_id,
-                "outcome": outcome.to_json(),
-            }
-        )
+        self._append(event_to_json(Told(candidate_id, outcome, self._clock())))
 
     def close(self) -> None:
         self._file.close()
@@ -196,7 +229,7 @@ def read_run(run: Path) -> History:
     later = [read(path) for path in run.glob(f"*/{FILE_NAME}")]
     first, *others = [read(run), *sorted(later, key=lambda history: history.header["time"])]
     events = (event for history in (first, *others) for event in history.events)
-    return History(first.header, tuple(events))
+    return History(first.header, tuple(events), tuple(history.header for history in others))
 
 
 def _header(path: Path, line: bytes) -> dict[str, Any]:
@@ -229,13 +262,7 @@ def _events(path: Path, lines: list[bytes]) -> Iterator[Event]:
 def _event(path: Path, number: int, line: bytes) -> Event:
     record = _decode(path, number, line)
     try:
-        match record["event"]:
-            case "asked":
-                return Asked(Candidate.from_json(record["candidate"]), record["time"])
-            case "outcome":
-                return Told(record["id"], outcome_from_json(record["outcome"]), record["time"])
-            case other:
-                raise JournalError(f"{path}:{number}: wanted asked or outcome, got {other!r}")
+        return event_from_json(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise JournalError(f"{path}:{number}: corrupt event: {error!r}") from error
 

@@ -11,6 +11,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+_CPU_NUMBERS = {
+    "cpu family": "family",
+    "model": "model",
+    "stepping": "stepping",
+    "CPU implementer": "implementer",
+    "CPU part": "part",
+}
 _PACKAGES = ("smnas", "torch", "torchvision", "nni", "pymoo", "pycocotools", "numpy")
 
 
@@ -46,14 +53,21 @@ def commit() -> str | None:
         return None
 
 
-def cpu_name() -> str:
-    """The processor's model name where the system tells it, else its architecture."""
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's model, so that different ones have different names.
+
+    Hypervisors shorten the model's name ("AMD EPYC" for several generations) and ARM has none, so
+    the numbers by which the system tells processors apart are part of it.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = cpuinfo.read_text().split("\n\n")[0]
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        first = ""
+    pairs = [line.split(":", 1) for line in first.splitlines() if ":" in line]
+    fields = {key.strip(): value.strip() for key, value in pairs}
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{word} {fields[key]}" for key, word in _CPU_NUMBERS.items() if key in fields]
+    return f"{name} ({' '.join(numbers)})" if numbers else name
 
 
 def describe() -> dict[str, Any]:

@@ -86,9 +86,17 @@ class SampleMutation(Mutation):
         return np.array([encoding.index(mutate(encoding.sample(x), random_state)) for x in X])
 
 
+_LONG = 20
+"""Ordinal choices with more options than this are steps of a number line, see `IndexMutation`."""
+
+
 class IndexMutation(Mutation):
-    """Changes each choice with probability 1/d: an ordinal one to a neighbour, a nominal one to any
-    other.
+    """Changes each choice with probability 1/d: a short ordinal one to a neighbour, a nominal one
+    to any other.
+
+    A long ordinal choice (a continuous range on a grid) moves by a step whose length is drawn
+    evenly on a logarithmic scale from one to a quarter of the range, so that both a jump and the
+    last fine step are likely.
 
     Args:
         encoding: of the search space with `d` choices.
@@ -117,8 +125,9 @@ class IndexMutation(Mutation):
         n = self._n_options[column]
         if not self._ordinal[column]:
             return (value + rng.integers(1, n)) % n
-        step = 1 if value == 0 else -1 if value == n - 1 else rng.choice([-1, 1])
-        return value + step
+        direction = 1 if value == 0 else -1 if value == n - 1 else rng.choice([-1, 1])
+        length = 1 if n <= _LONG else int(np.exp(rng.uniform(0, np.log(n / 4))))
+        return int(np.clip(value + direction * length, 0, n - 1))
 
 
 class LegalRepair(Repair):

@@ -27,6 +27,9 @@ from smnas.encoding import Encoding
 
 FOLDS = 4
 
+LONG = 20
+"""Ordinal choices with more options are a range of numbers, not steps."""
+
 SIGNIFICANCE = 1.645
 """Standard deviations of Kendall's tau between unrelated rankings that a model has to be above."""
 
@@ -59,7 +62,8 @@ randomised trees, gradient boosting, nearest neighbours.
 class Features:
     """Index vectors as numbers for models: nominal choices one-hot, ordinal ones as steps.
 
-    A step (0 below an option, else 1) keeps the order and leaves open how much each one brings.
+    A step (0 below an option, else 1) keeps the order and leaves open how much each one brings;
+    more than `LONG` options are a number from 0 to 1.
 
     Args:
         encoding: of the search space.
@@ -73,7 +77,9 @@ class Features:
         columns = []
         for values, n, ordinal in zip(indices.T, self._n_options, self._ordinal, strict=True):
             # the ends of an ordinal choice are then as far apart as two nominal options
-            if ordinal:
+            if ordinal and n > LONG:
+                columns.append(values[:, None] / (n - 1))
+            elif ordinal:
                 columns.append((values[:, None] >= np.arange(1, n)) / np.sqrt(max(1, n - 1)))
             else:
                 columns.append((values[:, None] == np.arange(n)) / np.sqrt(2))

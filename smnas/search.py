@@ -12,15 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from fasteners import InterProcessLock
-from nni.mutable import Mutable
 
 from smnas import machine
-from smnas.detectors.space import load_space
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, RunError
 from smnas.experiment import Experiment, SearchSettings
@@ -33,6 +31,7 @@ from smnas.stages import GroupOptimizer, choose_parents
 from smnas.study import Asks, Limits, Progress, Study
 
 DATA_VARIABLE = "SMNAS_DATA"
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def search(
     """
     check_stages(experiments, overrides)
     began, reason = time.monotonic(), ""
-    with _only_search(run), _resolved_data():
+    with only_search(run), _resolved_data():
         plans = _plans(experiments, run, overrides)
         for number, plan in enumerate(plans):
             _check(plan, first=number == 0)
@@ -100,12 +99,12 @@ class Stage:
     Args:
         optimizer: fresh.
         encoding: of its space.
-        identifying: what tells it from other searches besides the experiment's settings.
+        lineage: what it starts from.
     """
 
     optimizer: Asks
     encoding: Encoding
-    identifying: Mapping[str, Any] = field(default_factory=dict)
+    lineage: Mapping[str, Any] = field(default_factory=dict)
 
 
 def first_stage(experiment: Experiment) -> Stage:
@@ -121,16 +120,19 @@ def next_stage(experiment: Experiment, earlier: Sequence[Trial]) -> Stage:
         RunError: there is no front.
         SpaceError: the space does not take a structure, or not this one.
     """
+    from smnas.detectors.space import load_space
+
     settings, objectives = experiment.search, experiment.search.objective_vector()
+    name = settings.named_space(str(experiment.path))
     parents = choose_parents(earlier, objectives, settings.groups)
     samples = {parent.candidate.id: parent.candidate.sample for parent in parents}
     members = {}
     for number, (group, structure) in enumerate(samples.items()):
         arguments = {**settings.space_args, "structure": dict(structure)}
-        space = load_space(settings.space, arguments)
+        space = load_space(name, arguments)
         seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
         control = space.from_structural(structure)
-        members[group] = make_optimizer(settings, space, seed, control, group)
+        members[group] = make_optimizer(settings, Encoding.of(space), seed, control, group)
     return Stage(
         GroupOptimizer(members, objectives, earlier, settings.population),
         Encoding.union([member.encoding for member in members.values()]),
@@ -140,7 +142,7 @@ def next_stage(experiment: Experiment, earlier: Sequence[Trial]) -> Stage:
 
 def make_optimizer(
     settings: SearchSettings,
-    space: Mutable | None = None,
+    encoding: Encoding | None = None,
     seed: int | None = None,
     ancestor: Sample | None = None,
     group: int | None = None,
@@ -149,7 +151,7 @@ def make_optimizer(
 
     Args:
         settings: `tuner.classArgs`.
-        space: to search; None builds the settings' own.
+        encoding: of the search space; None to build the space that the settings name.
         seed: None takes the settings' own.
         ancestor: see `smnas.optimizer.Optimizer`.
         group: likewise.
@@ -158,8 +160,14 @@ def make_optimizer(
         SpaceError: the space cannot be built.
         ConfigError: a setting does not fit the space or the algorithm.
     """
+    if encoding is None:
+        # torch comes with it, and a search without detectors does without
+        from smnas.detectors.space import load_space
+
+        space = settings.named_space("tuner.classArgs")
+        encoding = Encoding.of(load_space(space, settings.space_args))
     return Optimizer(
-        Encoding.of(space or load_space(settings.space, settings.space_args)),
+        encoding,
         settings.objective_vector(),
         algorithm=settings.algorithm,
         algorithm_args=settings.algorithm_args,
@@ -242,7 +250,9 @@ def _check(plan: _Plan, first: bool) -> None:
     experiment, settings = plan.experiment, plan.experiment.search
     make_importable(experiment.directory)
     if not first:
-        space = load_space(settings.space, settings.space_args)
+        from smnas.detectors.space import load_space
+
+        space = load_space(settings.named_space(str(experiment.path)), settings.space_args)
         if not hasattr(space, "from_structural"):
             raise ConfigError(
                 f"{experiment.path}: tuner.classArgs: space: wanted a space with a method"
@@ -254,7 +264,8 @@ def _check(plan: _Plan, first: bool) -> None:
 
 def _run_stage(plan: _Plan, limits: Limits, stage: Stage, observer: Observer) -> str:
     experiment = plan.experiment
-    journal = Journal.open(plan.folder / FILE_NAME, header(experiment, stage, len(plan.workers)))
+    first_line = header(experiment, stage.encoding, len(plan.workers), stage.lineage)
+    journal = Journal.open(plan.folder / FILE_NAME, first_line)
     observer.started(experiment.search.stage, journal.history, limits)
     runner = EmbeddedRunner(
         experiment.trial_command,
@@ -271,25 +282,43 @@ def _run_stage(plan: _Plan, limits: Limits, stage: Stage, observer: Observer) ->
         journal.close()
 
 
-def header(experiment: Experiment, stage: Stage, workers: int) -> dict[str, Any]:
-    """The journal's first line: what identifies the experiment, and what it ran with."""
+def header(
+    experiment: Experiment, encoding: Encoding, workers: int, lineage: Mapping[str, Any] = _NONE
+) -> dict[str, Any]:
+    """The journal's first line: what identifies the experiment, and what it ran with.
+
+    Args:
+        experiment: what is searched.
+        encoding: of its space.
+        workers: trials at a time.
+        lineage: what a later stage starts from; part of what identifies it.
+    """
     settings = experiment.search
-    # of the groups it is their detectors that count, not how many were wished for
-    own = {name: value for name, value in settings.to_json().items() if name != "groups"}
+    # of the groups it is their detectors that count, not how many were wished for; the trust in a
+    # recipe may become known later
+    notes = ("groups", "proxy_tau")
+    own = {name: value for name, value in settings.to_json().items() if name not in notes}
     identifying = own | {
         "reference_point": dict(settings.objective_vector().reference),
         "trial_command": experiment.trial_command,
         "data": os.environ.get(DATA_VARIABLE),
-        **stage.identifying,
+        **lineage,
     }
     return {
         "name": experiment.name,
         "experiment": identifying,
-        "space": stage.encoding.describe(),
+        "proxy_tau": settings.proxy_tau,
+        "space": encoding.describe(),
         "workers": workers,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.cpu_name(),
+        "device": machine.cpu_name() if settings.space is None else _detector_device(),
         "machine": machine.describe(),
     }
+
+
+def _detector_device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else machine.cpu_name()
 
 
 def check_trial_command(experiment: Experiment, run: Path, worker: Worker) -> None:
@@ -339,7 +368,7 @@ def _workers(experiment: Experiment, number: int | None) -> list[Worker]:
 
 
 @contextmanager
-def _only_search(run: Path) -> Iterator[None]:
+def only_search(run: Path) -> Iterator[None]:
     """Holds the run folder against a second search in it."""
     try:
         run.mkdir(parents=True, exist_ok=True)

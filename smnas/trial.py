@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,13 +25,15 @@ from torch.utils.data import DataLoader, Sampler
 from smnas.data.coco import CocoDataset, DataFolder, collate
 from smnas.data.split import split_ids
 from smnas.detectors.components import parse_input_size
+from smnas.detectors.nas import ModelSpace
 from smnas.errors import ConfigError, DataError, TrialFailure, UserError
+from smnas.nni_runs import end_with_manager
 from smnas.objectives.cost import measure_cost, peak_memory_mb
 from smnas.objectives.latency import Latency, measure_latency
 from smnas.quiet import QuietDevice
 from smnas.records import Candidate, Failed, Measured, Outcome, Sample
-from smnas.runner import write_outcome
-from smnas.spaces import open_space
+from smnas.runner import local_workers, write_outcome
+from smnas.spaces import open_space, trial_concurrency
 from smnas.training.evaluation import evaluate
 from smnas.training.loop import EpochStats, epoch_batches, train
 from smnas.training.recipe import Recipe
@@ -44,11 +46,7 @@ class Settings:
     Args:
         space: `package.module:Class` or an experiment file.
         data: folder in COCO format; only its train part is read.
-        epochs: at least 1.
-        batch: pictures in a step.
-        lr: peak learning rate at batch 4.
-        scale_jitter: smallest and largest zoom, None for none.
-        flip: probability of a horizontal flip.
+        recipe: of the training.
         search_split: part of train that is held out to rank detectors, in (0, 1).
         max_latency_ms: what is slower is not trained; None for no bound.
         seed: of initialisation, order and augmentation.
@@ -64,11 +62,7 @@ class Settings:
 
     space: str
     data: Path
-    epochs: int = 6
-    batch: int = 4
-    lr: float = 0.02
-    scale_jitter: tuple[float, float] | None = None
-    flip: float = 0.5
+    recipe: Recipe = Recipe()
     search_split: float = 0.25
     max_latency_ms: float | None = None
     seed: int = 0
@@ -92,22 +86,8 @@ class Settings:
             )
 
     @property
-    def recipe(self) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch=self.batch,
-            lr=self.lr,
-            flip=self.flip,
-            scale_jitter=self.scale_jitter,
-        )
-
-    @property
     def torch_device(self) -> torch.device:
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device: wanted cuda, but torch finds no CUDA device")
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return find_device(self.device)
 
     @property
     def workers(self) -> int:
@@ -119,6 +99,19 @@ class Settings:
         return self.precision == "amp" or (
             self.precision is None and self.torch_device.type == "cuda"
         )
+
+
+def find_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` stands for here.
+
+    Raises:
+        ConfigError: `cuda` is wanted and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device: wanted cuda, but torch finds no CUDA device")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
 
 
 class Reporter(Protocol):
@@ -153,14 +146,14 @@ def run_trial(
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
     device = settings.torch_device
     quiet = QuietDevice(str(device))
     measured: dict[str, float] = {}
     try:
         with quiet.working():
             training, held_out = open_data(settings)
-            detector = build(settings, sample, training.num_classes).to(device)
+            num_classes = training.num_classes
+            detector = build(settings, sample, num_classes).to(device)
             size = parse_input_size(str(detector.input_size))
             measured |= measure_cost(detector, size).to_metrics()
         training = training.view(training.image_ids, size)
@@ -177,7 +170,8 @@ def run_trial(
     measured["peak_memory_mb"] = peak_memory_mb(device)
     if folder is not None and settings.checkpoint:
         torch.save(detector.state_dict(), folder / "checkpoint.pt")
-    return Measured(measured, info | {"latency": latency.to_json(), "device": latency.device})
+    info |= {"latency": latency.to_json(), "device": latency.device, "num_classes": num_classes}
+    return Measured(measured, info)
 
 
 def open_data(settings: Settings) -> tuple[CocoDataset, CocoDataset]:
@@ -196,9 +190,22 @@ def open_data(settings: Settings) -> tuple[CocoDataset, CocoDataset]:
 
 
 def build(settings: Settings, sample: Sample, num_classes: int) -> nn.Module:
-    """The detector of a sample, plain and with fresh weights."""
-    space = open_space(settings.space, num_classes=num_classes)
-    return space.freeze(dict(sample))
+    """The detector of a sample, plain and with fresh weights of the trial's seed."""
+    return fresh_detector(
+        lambda: open_space(settings.space, num_classes=num_classes), sample, settings.seed
+    )
+
+
+def fresh_detector(open_it: Callable[[], ModelSpace], sample: Sample, seed: int) -> nn.Module:
+    """The detector that a trial with this seed starts from, weight by weight.
+
+    Args:
+        open_it: builds the search space, which draws from torch's generator too.
+        sample: of that space.
+        seed: of torch's global generator.
+    """
+    torch.manual_seed(seed)
+    return open_it().freeze(dict(sample))
 
 
 def check_settings(settings: Settings) -> None:
@@ -207,7 +214,7 @@ def check_settings(settings: Settings) -> None:
     Raises:
         UserError: something is missing or wrong.
     """
-    _ = settings.recipe, settings.torch_device
+    _ = settings.torch_device
     training, held_out = open_data(settings)
     for dataset in (training, held_out):
         missing = dataset.missing_pictures()
@@ -260,7 +267,7 @@ def _fit(
             detector,
             held_out,
             device=device,
-            batch=settings.batch,
+            batch=settings.recipe.batch,
             quiet=quiet,
             amp=settings.amp,
             workers=settings.workers,
@@ -287,7 +294,7 @@ def _fit(
 def _loader(dataset: CocoDataset, settings: Settings, generator: torch.Generator) -> DataLoader:
     return DataLoader(
         dataset,
-        batch_sampler=_Shuffled(len(dataset), settings.batch, generator),
+        batch_sampler=_Shuffled(len(dataset), settings.recipe.batch, generator),
         collate_fn=collate,
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,
@@ -310,6 +317,9 @@ class _Shuffled(Sampler[list[int]]):
 
 
 # -- the program ----------------------------------------------------------------------------------
+
+
+_NNI_TRIAL = "NNI_TRIAL_JOB_ID"
 
 
 class FolderReporter:
@@ -339,15 +349,21 @@ class FolderReporter:
 class NniReporter:
     """Sends a trial's results to NNI's manager, which draws `default` (mAP) and keeps the rest.
 
-    A failure reports no final result: the program's exit status tells NNI that the trial failed.
+    A failure is reported as well, as the record that the journal keeps: the exit status tells NNI
+    that the trial failed, but the tuner would not hear why. A result reaches it from a remote
+    machine too, where it could not read the trial's folder.
     """
 
     def epoch(self, record: dict[str, Any]) -> None:
         nni.report_intermediate_result({"default": record["map"], **record})
 
     def end(self, outcome: Outcome) -> None:
-        if isinstance(outcome, Measured):
-            nni.report_final_result({"default": outcome.metrics["map"], **outcome.metrics})
+        if isinstance(outcome, Failed):
+            nni.report_final_result(outcome.to_json())
+            return
+        info = {**outcome.info, "nni_trial": nni.get_trial_id()}
+        metrics = dict(outcome.metrics)
+        nni.report_final_result({"default": metrics["map"], **metrics, "info": info})
 
 
 def run_from_command_line(
@@ -358,7 +374,7 @@ def run_from_command_line(
     Args:
         settings: from the options.
         sample_file: JSON of the sample; None under NNI, which hands it over itself.
-        folder: where the outcome goes; None prints it.
+        folder: where the outcome goes; None prints it, and takes the trial's own under NNI.
         check_only: look at settings, space and data, and stop.
 
     Raises:
@@ -368,17 +384,45 @@ def run_from_command_line(
     if check_only:
         check_settings(settings)
         return 0
-    under_nni = sample_file is None and "NNI_TRIAL_JOB_ID" in os.environ
-    sample = nni.get_next_parameter() if under_nni else _read_sample(sample_file)
+    under_nni = sample_file is None and _NNI_TRIAL in os.environ
+    if under_nni:
+        end_with_manager()
+    sample = nni.get_next_parameter() if under_nni else read_sample(sample_file)
     reporters: list[Reporter] = [NniReporter()] if under_nni else []
+    if under_nni and folder is None:
+        folder = Path(os.environ["NNI_OUTPUT_DIR"])
     if folder is not None:
         reporters.append(FolderReporter(folder, sample))
-    outcome = _guarded(settings, sample, reporters, folder)
+    try:
+        outcome = _guarded(settings, sample, reporters, folder)
+    except UserError as error:
+        _end(reporters, Failed("error", str(error)))
+        raise
+    except KeyboardInterrupt:
+        # NNI says no more than that; when it stops the whole experiment it hears no result either
+        if under_nni:
+            why = "NNI stopped the trial: longer than maxTrialDuration, or cancelled by its user"
+            _end(reporters, Failed("timeout", why))
+        raise
     if not reporters:
         print(json.dumps(outcome.to_json()), flush=True)
+    _end(reporters, outcome)
+    return 0 if isinstance(outcome, Measured) else 1
+
+
+def _end(reporters: Sequence[Reporter], outcome: Outcome) -> None:
     for reporter in reporters:
         reporter.end(outcome)
-    return 0 if isinstance(outcome, Measured) else 1
+
+
+def nni_threads(space: str) -> int | None:
+    """This trial's share of the cores under NNI, which divides them among nobody; None elsewhere.
+
+    Args:
+        space: the trial's SPACE; an experiment file tells how many trials share the machine.
+    """
+    concurrency = trial_concurrency(space) if _NNI_TRIAL in os.environ else None
+    return None if concurrency is None else local_workers(concurrency)[0].threads
 
 
 def _guarded(
@@ -399,7 +443,12 @@ def _guarded(
         return Failed("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()[-2000:]}")
 
 
-def _read_sample(path: Path | None) -> Sample:
+def read_sample(path: Path | None) -> Sample:
+    """The sample in a JSON file.
+
+    Raises:
+        ConfigError: there is no file, or it holds no JSON object.
+    """
     if path is None:
         raise ConfigError("trial: wanted --sample FILE with the sample to measure, got none")
     try:

@@ -136,3 +136,26 @@ def test_a_space_that_is_too_large_is_not_enumerated() -> None:
 
 def test_nni_search_space_file(encoding: Encoding) -> None:
     assert encoding.nni_search_space()["kind"] == {"_type": "choice", "_value": ["a", "b", "c"]}
+
+
+class Rare(MutableList):
+    """One legal sample in a million, which the space knows itself."""
+
+    def count_legal(self) -> int:
+        return 1
+
+    def draw(self, rng: np.random.Generator) -> dict[str, int]:
+        return {f"x{i}": 9 for i in range(7)}
+
+
+def test_a_space_may_count_and_draw_itself() -> None:
+    choices = [Categorical(list(range(10)), label=f"x{i}") for i in range(7)]
+    rule = ExpressionConstraint(sum(choices[1:], choices[0]) >= 63, label="all nines")
+    encoding = Encoding.of(Rare([*choices, rule]))
+    assert encoding.describe()["size"] == 10**7
+    assert encoding.describe()["legal"] == 1
+    assert encoding.random(np.random.default_rng(0)).tolist() == [9] * 7
+    plain = Encoding.of(MutableList([*choices, rule]))
+    assert plain.describe()["legal"] is None
+    with pytest.raises(SpaceError, match="0 of 1000 draws"):
+        plain.random(np.random.default_rng(0))

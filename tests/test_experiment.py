@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from nni.experiment.config import ExperimentConfig
 
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError
 from smnas.experiment import SearchSettings, load_experiment
 from smnas.spaces import open_space
+from smnas.tuner import ParetoTuner
 
 GOOD = {
     "experimentName": "mine",
@@ -84,6 +87,18 @@ def with_class_args(**changes: object) -> dict:
             {"trialCommand": "smnas trial other.yml"},
             "wanted this file or a.b:C as the trial's space",
         ),
+        (
+            {
+                "trialCommand": "smnas trial a.b:C",
+                "tuner": with_class_args(recipe={"epochs": 2}),
+            },
+            "wanted this file or a.b:C as the trial's space",
+        ),
+        ({"tuner": with_class_args(recipe={"epoch": 2})}, "recipe: .*; did you mean 'epochs'?"),
+        ({"tuner": with_class_args(recipe={"flip": 2})}, r"recipe.flip: wanted a number in \[0, 1"),
+        ({"tuner": with_class_args(recipe=[2])}, "recipe: wanted keys and values"),
+        ({"tuner": with_class_args(proxy_tau=7)}, "proxy_tau: wanted a number from -1 to 1, got 7"),
+        ({"tuner": with_class_args(proxy_tau="high")}, "proxy_tau: wanted a number, got 'high'"),
         ({"trialCommand": "smnas trial 'x"}, "trialCommand: No closing quotation"),
         ({"tuner": with_class_args(populaton=4)}, "did you mean 'population'"),
         ({"tuner": with_class_args(space=None)}, "classArgs: wanted space: package.module:Class"),
@@ -126,14 +141,41 @@ def test_settings_survive_json() -> None:
     assert SearchSettings.from_class_args(settings.to_json(), "here") == settings
 
 
-SHIPPED = sorted((Path(__file__).parents[1] / "experiments").rglob("*.yml"))
+@pytest.fixture(autouse=True)
+def _home_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NNI wants the SSH key that a remote experiment names to be there."""
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh" / "id_rsa").touch()
+    monkeypatch.setenv("HOME", str(home))
+
+
+FILES = sorted((Path(__file__).parents[1] / "experiments").rglob("*.yml"))
+SHIPPED = [path for path in FILES if path.parent.name != "general"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name + "-" + path.stem)
+def test_nnictl_takes_every_shipped_file(path: Path) -> None:
+    """What `nnictl create` does with a file before it starts anything, and the tuner's check."""
+    config = ExperimentConfig.load(path)
+    config.validate()
+    assert config.tuner.class_name == "smnas.tuner.ParetoTuner"
+    ParetoTuner(**config.tuner.class_args)
+
+
+def test_an_experiment_without_a_space_is_for_nnictl_only() -> None:
+    (general,) = [path for path in FILES if path.parent.name == "general"]
+    with pytest.raises(
+        ConfigError, match="forest.yml: tuner.classArgs: wanted space: .* nnictl only"
+    ):
+        load_experiment(general)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name + "-" + path.stem)
 def test_every_shipped_experiment_loads(path: Path) -> None:
     experiment = load_experiment(path)
-    assert experiment.search.baselines
-    assert experiment.trial_command.startswith(f"smnas trial {path.name} ")
+    assert bool(experiment.search.baselines) == (experiment.search.stage == "structural")
+    assert re.match(rf"(/\S+/)?smnas trial {path.name} ", experiment.trial_command)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name + "-" + path.stem)

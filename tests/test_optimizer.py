@@ -4,6 +4,7 @@ resume."""
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from nni.mutable import Categorical, ExpressionConstraint, MutableList
 from toy import WalkingSpace, toy_outcome, toy_outcome_with_failures
 
-from smnas import pareto
+from smnas import pareto, surrogate
 from smnas.algorithms import ALGORITHMS
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, SpaceError, SpaceExhausted
@@ -24,6 +25,12 @@ from smnas.records import Candidate, Failed, Measured, Outcome, Sample
 
 NAMES = [*ALGORITHMS, "random", "surrogate", "pymoo.algorithms.moo.nsga2:NSGA2"]
 POPULATION = 8
+
+
+@pytest.fixture(autouse=True)
+def _short_inner_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well a surrogate searches is tested with it."""
+    monkeypatch.setattr(surrogate, "INNER_GENERATIONS", 2)
 
 
 def run(
@@ -416,6 +423,34 @@ def test_mutation_moves_ordinal_choices_to_neighbours_only(encoding: Encoding) -
     assert (after >= 0).all() and (after < encoding.n_options).all()
     # each of d choices changes with probability 1/d
     assert (step > 0).mean() == pytest.approx(1 / len(encoding.choices), abs=0.03)
+
+
+def test_mutation_steps_over_long_ranges_are_small_and_large() -> None:
+    encoding = Encoding.from_choices({"x": list(range(1001))})
+    rng = np.random.default_rng(0)
+    before = rng.integers(1001, size=(4000, 1))
+    step = np.abs(IndexMutation(encoding)._do(None, before, random_state=rng) - before)
+    assert step.min() >= 1 and 200 < step.max() <= 250
+    # evenly on a logarithmic scale: a tenth-power of the largest step has half of its logarithm
+    assert (step <= math.sqrt(250)).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_long_ranges_are_searched_to_the_last_step(objectives: Objectives) -> None:
+    """Schaffer's problem: the front is everything between the two minima, a hundredth of the
+    range.
+    """
+    encoding = Encoding.from_choices({f"x{i}": list(range(1001)) for i in range(3)})
+    optimizer = Optimizer(encoding, objectives, population=16)
+
+    def schaffer(sample: Sample) -> Outcome:
+        x = np.array([float(value) for value in sample.values()])
+        return Measured(
+            {"latency_ms": float(((x - 700) ** 2).sum()), "map": -float(((x - 710) ** 2).sum())}
+        )
+
+    run(optimizer, 600, schaffer)
+    found = np.array([optimizer._told[k][0] for k in optimizer.population_ids])
+    assert (found >= 690).all() and (found <= 720).all()
 
 
 def test_repair_changes_only_what_a_constraint_mentions(encoding: Encoding) -> None:

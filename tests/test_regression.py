@@ -21,6 +21,11 @@ def test_ordinal_choices_are_steps_and_nominal_ones_are_equally_far(features: Fe
     assert np.linalg.norm(rows[0, 2:] - rows[2, 2:]) == pytest.approx(1.0)
 
 
+def test_a_long_ordinal_choice_is_one_number() -> None:
+    features = Features(Encoding.from_choices({"x": list(range(101))}))
+    assert features(np.array([[0], [25], [100]])).tolist() == [[0.0], [0.25], [1.0]]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_ranks_what_can_be_known(name: str) -> None:
     rng = np.random.default_rng(0)

@@ -20,6 +20,12 @@ from smnas.surrogate import Surrogate
 RIDGE = {"models": ["ridge"]}
 
 
+@pytest.fixture(autouse=True)
+def _short_inner_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy space is small."""
+    monkeypatch.setattr(surrogate, "INNER_GENERATIONS", 4)
+
+
 def search(
     optimizer: Optimizer, trials: int, outcome: Callable[[Sample], Outcome] = toy_outcome
 ) -> list[Candidate]:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from smnas import trial
+from smnas.cli import app
 from smnas.data.coco import CocoDataset, DataFolder
 from smnas.data.digits import make_digits
 from smnas.data.split import split_ids
 from smnas.errors import ConfigError, DataError, SpaceError, TrialFailure
-from smnas.records import Failed, Measured
+from smnas.records import Failed, Measured, outcome_from_json
+from smnas.training.recipe import Recipe
 from smnas.trial import Settings, run_from_command_line, run_trial
 
 SPACE = "search_spaces.structural:StructuralSpace"
@@ -51,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(data: Path, tmp_path: Path) -> Settings:
     path = tmp_path / "tiny.yml"
     path.write_text(YAML)
-    return Settings(space=str(path), data=data, epochs=2, batch=4, device="cpu", threads=1)
+    return Settings(str(path), data, Recipe(epochs=2, batch=4), device="cpu", threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +70,9 @@ def changed(settings: Settings, **values: object) -> Settings:
     return Settings(**{**vars(settings), **values})  # type: ignore[arg-type]
 
 
+ONE_EPOCH = Recipe(epochs=1, batch=4)
+
+
 def test_a_trial_measures_everything_and_twice_the_same(settings: Settings, tmp_path: Path) -> None:
     epochs: list[dict[str, Any]] = []
     outcome = run_trial(settings, SAMPLE, epochs.append, tmp_path)
@@ -76,6 +84,7 @@ def test_a_trial_measures_everything_and_twice_the_same(settings: Settings, tmp_
     } <= set(metrics)  # fmt: skip
     assert 0 <= metrics["map"] <= metrics["ap50"] <= 1
     assert [e["epoch"] for e in epochs] == [1, 2] and epochs[-1]["map"] == metrics["map"]
+    assert outcome.info["recipe"].startswith("2 epochs from scratch, batch 4, ")
     assert outcome.info["curve"] == epochs and outcome.info["latency"]["input_size"] == (96, 96)
     again = run_trial(settings, SAMPLE, lambda epoch: None)
     assert isinstance(again, Measured)
@@ -90,7 +99,9 @@ def test_a_trial_measures_everything_and_twice_the_same(settings: Settings, tmp_
 
 def test_another_seed_trains_otherwise(settings: Settings) -> None:
     def loss(seed: int) -> float:
-        outcome = run_trial(changed(settings, seed=seed, epochs=1), SAMPLE, lambda epoch: None)
+        outcome = run_trial(
+            changed(settings, seed=seed, recipe=ONE_EPOCH), SAMPLE, lambda epoch: None
+        )
         assert isinstance(outcome, Measured)
         return outcome.info["curve"][0]["loss"]
 
@@ -106,7 +117,9 @@ def test_what_is_too_slow_is_not_trained(settings: Settings) -> None:
 
 
 def test_a_detector_that_finds_nothing_has_map_0(settings: Settings) -> None:
-    outcome = run_trial(changed(settings, epochs=1, lr=1e-9), SAMPLE, lambda epoch: None)
+    outcome = run_trial(
+        changed(settings, recipe=replace(ONE_EPOCH, lr=1e-9)), SAMPLE, lambda epoch: None
+    )
     assert isinstance(outcome, Measured) and outcome.metrics["map"] == 0.0
 
 
@@ -131,7 +144,9 @@ def test_failures_keep_what_was_measured(
 
 
 def test_nan_loss_for_real(settings: Settings) -> None:
-    outcome = run_trial(changed(settings, lr=1e30), SAMPLE, lambda epoch: None)
+    outcome = run_trial(
+        changed(settings, recipe=replace(ONE_EPOCH, lr=1e30)), SAMPLE, lambda epoch: None
+    )
     assert isinstance(outcome, Failed) and outcome.reason == "nan_loss"
 
 
@@ -145,7 +160,9 @@ def test_trains_on_train_without_the_search_split_and_never_opens_val(
     hidden.rename(tmp_path / "val")
     hidden.mkdir()
     try:
-        assert isinstance(run_trial(changed(settings, epochs=1), SAMPLE, lambda e: None), Measured)
+        assert isinstance(
+            run_trial(changed(settings, recipe=ONE_EPOCH), SAMPLE, lambda e: None), Measured
+        )
     finally:
         hidden.rmdir()
         (tmp_path / "val").rename(hidden)
@@ -181,26 +198,85 @@ def test_an_unforeseen_error_is_an_outcome_with_its_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_nni_gets_every_epoch_and_the_final_metrics(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: list[tuple[str, dict[str, float]]] = []
+@pytest.fixture
+def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What a trial in this process sends to NNI's manager."""
+    sent: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setenv("NNI_TRIAL_JOB_ID", "abc")
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "nni"))
     monkeypatch.setattr(trial.nni, "get_next_parameter", lambda: dict(SAMPLE))
+    monkeypatch.setattr(trial.nni, "get_trial_id", lambda: "abc")
     for kind in ("intermediate", "final"):
         monkeypatch.setattr(
             trial.nni,
             f"report_{kind}_result",
             lambda metrics, kind=kind: sent.append((kind, metrics)),
         )
+    return sent
+
+
+def test_nni_gets_every_epoch_and_the_final_metrics(
+    settings: Settings, tmp_path: Path, sent: list[tuple[str, dict[str, Any]]]
+) -> None:
     assert run_from_command_line(settings, None, None, check_only=False) == 0
     assert [kind for kind, _ in sent] == ["intermediate", "intermediate", "final"]
+    assert all(metrics["default"] == metrics["map"] for _, metrics in sent)
     final = sent[-1][1]
-    assert final["default"] == final["map"] and final["latency_ms"] > 0
-    sent.clear()
+    assert final["latency_ms"] > 0
+    assert final["info"]["nni_trial"] == "abc" and final["info"]["device"]
+    kept = json.loads((tmp_path / "nni" / "outcome.json").read_text())["outcome"]["metrics"]
+    assert {name: final[name] for name in kept} == kept
+    assert (tmp_path / "nni" / "checkpoint.pt").exists()
+
+
+def test_nni_hears_why_a_trial_failed(
+    settings: Settings, sent: list[tuple[str, dict[str, Any]]]
+) -> None:
     slow = changed(settings, max_latency_ms=1e-3)
     assert run_from_command_line(slow, None, None, check_only=False) == 1
-    assert sent == []
+    ((kind, record),) = sent
+    assert kind == "final" and record["reason"] == "over_latency"
+    outcome = outcome_from_json(record)
+    assert isinstance(outcome, Failed) and outcome.metrics["latency_ms"] > 1e-3
+    sent.clear()
+    with pytest.raises(DataError):
+        run_from_command_line(changed(settings, data=Path("nowhere")), None, None, False)
+    ((kind, record),) = sent
+    assert record["reason"] == "error" and "nowhere" in record["detail"]
+
+
+def test_a_trial_that_nni_stops_says_so(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: list[tuple[str, dict[str, Any]]],
+) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trial, "train", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_from_command_line(settings, None, None, check_only=False)
+    ((kind, record),) = sent
+    assert kind == "final" and record["reason"] == "timeout"
+
+
+def test_under_nni_seed_and_threads_come_from_the_experiment_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text(f"trialConcurrency: 2\n{YAML}    seed: 7\n")
+    given: list[Settings] = []
+    monkeypatch.setattr(
+        trial, "run_from_command_line", lambda settings, *rest: given.append(settings) or 0
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+    runner = CliRunner()
+    runner.invoke(app, ["trial", str(path), "--data", "x"])
+    monkeypatch.setenv("NNI_TRIAL_JOB_ID", "abc")
+    runner.invoke(app, ["trial", str(path), "--data", "x"])
+    runner.invoke(app, ["trial", str(path), "--data", "x", "--seed", "0", "--threads", "3"])
+    runner.invoke(app, ["trial", SPACE, "--data", "x"])
+    assert [(s.seed, s.threads) for s in given] == [(7, None), (7, 2), (0, 3), (0, None)]
 
 
 def test_check_only_looks_at_settings_space_and_pictures(
@@ -214,8 +290,6 @@ def test_check_only_looks_at_settings_space_and_pictures(
         run_from_command_line(changed(settings, data=data), None, None, check_only=True)
     with pytest.raises(SpaceError):
         run_from_command_line(changed(settings, space="x:Y"), None, None, check_only=True)
-    with pytest.raises(ConfigError, match="recipe.flip"):
-        run_from_command_line(changed(settings, flip=2.0), None, None, check_only=True)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import json
 import math
 import re
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import nni
 import pytest
 from toy import toy_outcome, toy_space
 
+from smnas import load_result, nni_runs, search
 from smnas import tuner as module
 from smnas.encoding import Encoding
-from smnas.errors import ConfigError
+from smnas.errors import ConfigError, JournalError, SpaceError
+from smnas.journal import FILE_NAME, Asked, read
 from smnas.objectives.vector import Objectives
 from smnas.optimizer import Optimizer
-from smnas.records import Measured
+from smnas.records import Failed, Measured, Outcome
 from smnas.tuner import ParetoTuner
 
 ARGS = {"space": "a:B", "reference_point": {"latency_ms": 50}, "population": 8}
@@ -29,12 +35,20 @@ def result(sample: dict) -> dict[str, float]:
 def make(
     monkeypatch: pytest.MonkeyPatch, encoding: Encoding, objectives: Objectives
 ) -> Callable[[], ParetoTuner]:
+    """Tuners over the toy space that have been given the search space and have no journal."""
     monkeypatch.setattr(
-        module,
+        search,
         "make_optimizer",
         lambda settings: Optimizer(encoding, objectives, population=settings.population),
     )
-    return lambda: ParetoTuner(**ARGS)
+    monkeypatch.setattr(module, "RESULT_SECONDS", 0)
+
+    def tuner() -> ParetoTuner:
+        made = ParetoTuner(**ARGS)
+        made.update_search_space(encoding.nni_search_space())
+        return made
+
+    return tuner
 
 
 def run(tuner: ParetoTuner, first: int, last: int) -> list[dict]:
@@ -75,10 +89,10 @@ def test_a_wrong_result_is_a_failure_with_its_reason(
 ) -> None:
     tuner = make()
     sample = tuner.generate_parameters(3)
-    tuner.receive_trial_result(3, sample, value)
+    tuner.receive_trial_result(3, sample, value, trial_job_id="AbCdE", customized=False)
     tuner.trial_end(3, True)
     assert caplog.records
-    assert re.search("result of parameters 3: " + words, caplog.text)
+    assert re.search(r"result of trial AbCdE \(parameters 3\): " + words, caplog.text)
     run(tuner, 4, 20)
 
 
@@ -116,11 +130,19 @@ def test_an_exhausted_space_is_no_more_trials(make: Callable[[], ParetoTuner]) -
 def test_the_search_space_file_has_to_fit(
     make: Callable[[], ParetoTuner], encoding: Encoding
 ) -> None:
-    tuner = make()
-    tuner.update_search_space(encoding.nni_search_space())
+    make()
     other = encoding.nni_search_space() | {"kind": {"_type": "choice", "_value": ["a"]}}
     with pytest.raises(ConfigError, match=r"differs from the space in \['kind'\]"):
-        tuner.update_search_space(other)
+        ParetoTuner(**ARGS).update_search_space(other)
+
+
+def test_the_search_space_cannot_change_later(
+    make: Callable[[], ParetoTuner], caplog: pytest.LogCaptureFixture
+) -> None:
+    tuner = make()
+    tuner.update_search_space({})
+    assert "cannot change any more" in caplog.text
+    run(tuner, 0, 10)
 
 
 @pytest.mark.parametrize(
@@ -133,3 +155,219 @@ def test_the_search_space_file_has_to_fit(
 def test_wrong_class_args(args: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ParetoTuner(**{**ARGS, **args})
+
+
+def test_without_a_space_it_needs_objectives_of_its_own() -> None:
+    with pytest.raises(ConfigError, match="or objectives of your own .* got neither"):
+        ParetoTuner(population=4)
+
+
+# -- ends and results -----------------------------------------------------------------------------
+
+
+def outcomes(tuner: ParetoTuner) -> dict[int, Outcome]:
+    optimizer = tuner._optimizer
+    assert optimizer is not None
+    return {key: outcome for key, (_, outcome) in optimizer._told.items()}
+
+
+def test_a_reported_failure_keeps_its_reason(make: Callable[[], ParetoTuner]) -> None:
+    tuner = make()
+    sample = tuner.generate_parameters(0)
+    failure = Failed("over_latency", "81 ms, the bound is 80 ms", {"latency_ms": 81.0})
+    tuner.receive_trial_result(0, sample, failure.to_json())
+    tuner.trial_end(0, False)
+    assert outcomes(tuner) == {0: failure}
+
+
+def test_a_strange_failure_is_an_error(make: Callable[[], ParetoTuner]) -> None:
+    tuner = make()
+    tuner.receive_trial_result(0, tuner.generate_parameters(0), {"state": "failed", "reason": "x"})
+    outcome = outcomes(tuner)[0]
+    assert isinstance(outcome, Failed) and outcome.reason == "error"
+
+
+def test_ends_that_come_under_each_others_id_fail_nobody(make: Callable[[], ParetoTuner]) -> None:
+    """NNI's local service may swap the parameters of two trials that start together."""
+    tuner = make()
+    samples = [tuner.generate_parameters(number) for number in range(2)]
+    tuner.receive_trial_result(1, samples[1], result(samples[1]))
+    tuner.trial_end(0, True)
+    assert set(outcomes(tuner)) == {1}
+    tuner.receive_trial_result(0, samples[0], result(samples[0]))
+    tuner.trial_end(1, True)
+    assert all(isinstance(outcome, Measured) for outcome in outcomes(tuner).values())
+
+
+def test_a_crash_among_swapped_trials_fails_the_one_that_crashed(
+    make: Callable[[], ParetoTuner],
+) -> None:
+    tuner = make()
+    samples = [tuner.generate_parameters(number) for number in range(2)]
+    tuner.receive_trial_result(1, samples[1], result(samples[1]))
+    tuner.trial_end(0, True)
+    tuner.trial_end(1, False)
+    assert [type(outcomes(tuner)[number]) for number in (0, 1)] == [Failed, Measured]
+
+
+def test_a_crash_of_the_other_one_before_any_result_fails_nobody_yet(
+    make: Callable[[], ParetoTuner],
+) -> None:
+    """Trial 0 runs the sample of 1, crashes first, and NNI says that 0 has failed."""
+    tuner = make()
+    samples = [tuner.generate_parameters(number) for number in range(2)]
+    tuner.trial_end(0, False)
+    assert outcomes(tuner) == {}
+    tuner.receive_trial_result(0, samples[0], result(samples[0]))
+    tuner.trial_end(1, True)
+    assert [type(outcomes(tuner)[number]) for number in (0, 1)] == [Measured, Failed]
+
+
+# -- other search spaces --------------------------------------------------------------------------
+
+ANY_SPACE = {
+    "layers": {"_type": "randint", "_value": [1, 9]},
+    "rate": {"_type": "loguniform", "_value": [1e-4, 1]},
+    "kind": {"_type": "choice", "_value": ["a", "b"]},
+}
+ANY_ARGS = {
+    "objectives": {"seconds": "minimize", "score": "maximize"},
+    "reference_point": {"seconds": 10, "score": 0},
+    "population": 10,
+}
+
+
+def test_any_search_space_and_any_trial_with_a_dict() -> None:
+    """Small rates are best and cost nothing; more layers are better and slower."""
+    tuner = ParetoTuner(**ANY_ARGS)
+    tuner.update_search_space(ANY_SPACE)
+    for number in range(150):
+        sample = tuner.generate_parameters(number)
+        miss = abs(math.log10(sample["rate"]) + 3)
+        value = {"seconds": sample["layers"], "score": sample["layers"] - miss, "note": "any"}
+        tuner.receive_trial_result(number, sample, value)
+        tuner.trial_end(number, True)
+    assert tuner._optimizer is not None
+    last = tuner._optimizer.population_ids
+    chosen = [tuner._candidates[number].sample["rate"] for number in last]
+    assert all(5e-4 < float(rate) < 2e-3 for rate in chosen)
+
+
+def test_what_cannot_be_searched_is_refused() -> None:
+    with pytest.raises(SpaceError, match="'x': .* nested choice"):
+        ParetoTuner(**ANY_ARGS).update_search_space(
+            {"x": {"_type": "choice", "_value": [{"_name": "a"}]}}
+        )
+
+
+def test_imported_results_of_another_space_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    tuner = ParetoTuner(**ANY_ARGS)
+    tuner.update_search_space(ANY_SPACE)
+    good = {"layers": 3, "rate": 1.0, "kind": "a"}
+    value = {"seconds": 1, "score": 1}
+    tuner.import_data(
+        [
+            {"parameter": {**good, **change}, "value": value}
+            for change in ({}, {"rate": 7}, {"x": 1})
+        ]
+    )
+    assert list(outcomes(tuner)) == [0]
+    assert caplog.text.count("not a sample of this search space") == 2
+
+
+def test_numbers_that_went_through_nnis_manager_are_known_again() -> None:
+    tuner = ParetoTuner(**ANY_ARGS)
+    tuner.update_search_space({"x": {"_type": "quniform", "_value": [0, 3, 1]}})
+    sample = tuner.generate_parameters(0)
+    assert isinstance(sample["x"], float)
+    tuner.import_data([{"parameter": {"x": int(sample["x"])}, "value": {"seconds": 1, "score": 1}}])
+    assert list(outcomes(tuner)) == [0]
+
+
+# -- the journal ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nni_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """NNI's folder of an experiment, and this process as its dispatcher."""
+    kept = {"trialCommand": "x", "trialCodeDirectory": str(tmp_path), "trialConcurrency": 2}
+    (tmp_path / "db").mkdir()
+    with closing(sqlite3.connect(tmp_path / "db" / "nni.sqlite")) as database:
+        database.execute("create table ExperimentProfile (params text, revision integer)")
+        rows = [("{}", 1), (json.dumps(kept), 2)]
+        database.executemany("insert into ExperimentProfile values (?, ?)", rows)
+        database.commit()
+    monkeypatch.setenv("NNI_LOG_DIRECTORY", str(tmp_path / "log"))
+    monkeypatch.setattr(nni_runs, "end_with_manager", lambda: None)
+    return tmp_path
+
+
+def close(tuner: ParetoTuner) -> None:
+    tuner._held.close()
+
+
+def journal_samples(folder: Path) -> list[dict]:
+    events = read(folder / "smnas" / FILE_NAME).events
+    return [dict(event.candidate.sample) for event in events if isinstance(event, Asked)]
+
+
+def test_an_nni_run_has_the_journal_of_an_embedded_one(
+    make: Callable[[], ParetoTuner], nni_folder: Path, encoding: Encoding
+) -> None:
+    tuner = make()
+    samples = run(tuner, 0, 20)
+    history = read(nni_folder / "smnas")
+    assert journal_samples(nni_folder) == samples
+    assert not history.pending()
+    assert history.header["experiment"]["trial_command"] == "x" and history.header["workers"] == 2
+    assert history.header["space"] == json.loads(json.dumps(encoding.describe()))
+    assert len(load_result(nni_folder / "smnas").pop) == 20
+    close(tuner)
+
+
+def test_a_resumed_tuner_goes_on_where_it_stood(
+    make: Callable[[], ParetoTuner], nni_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NNI_LOG_DIRECTORY")
+    wanted = run(make(), 0, 40)
+    monkeypatch.setenv("NNI_LOG_DIRECTORY", str(nni_folder / "log"))
+    first = make()
+    samples = run(first, 0, 25)
+    population = first._optimizer.population_ids  # type: ignore[union-attr]
+    close(first)
+    second = make()
+    assert second._optimizer.population_ids == population  # type: ignore[union-attr]
+    second.import_data([{"parameter": s, "value": result(s)} for s in samples])
+    assert samples + run(second, 0, 15) == wanted
+    close(second)
+
+
+def test_pending_trials_are_taken_up_by_what_nni_knows_of_them(
+    make: Callable[[], ParetoTuner], nni_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make()
+    samples = [first.generate_parameters(number) for number in range(5)]
+    close(first)
+    words = ["FAILED", "ADD_RESUMED", "USER_CANCELED", "SUCCEEDED"]
+    known = list(zip(samples, words, strict=False))
+    # of two trials of one sample the later counts
+    monkeypatch.setattr(nni_runs, "trial_states", lambda: [(samples[0], "RUNNING"), *known])
+    second = make()
+    assert isinstance(outcomes(second)[0], Failed)
+    # the cancelled one and the one that NNI never started come again
+    assert [second.generate_parameters(number) for number in range(2)] == [samples[2], samples[4]]
+    assert second.generate_parameters(2) not in samples
+    # the two others report by themselves
+    second.import_data([{"parameter": s, "value": result(s)} for s in (samples[1], samples[3])])
+    assert set(outcomes(second)) == {0, 1, 3}
+    close(second)
+
+
+def test_another_experiments_journal_is_refused(
+    make: Callable[[], ParetoTuner], nni_folder: Path, encoding: Encoding
+) -> None:
+    close(make())
+    other = ParetoTuner(**{**ARGS, "seed": 1})
+    with pytest.raises(JournalError, match="belongs to another experiment: seed"):
+        other.update_search_space(encoding.nni_search_space())
+    close(other)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from statistics import quantiles
 from typing import Any, Protocol
 
@@ -44,6 +44,7 @@ class Latency:
         channels_last: whether convolutions were in that memory format.
         input_size: (width, height) of the picture.
         batch: always 1.
+        times_ms: the timed calls in order; not kept in the journal.
     """
 
     median_ms: float
@@ -56,6 +57,7 @@ class Latency:
     channels_last: bool
     input_size: tuple[int, int]
     batch: int = 1
+    times_ms: tuple[float, ...] = field(default=(), repr=False)
 
     def to_metrics(self) -> dict[str, float]:
         """The numbers that a trial reports."""
@@ -66,8 +68,8 @@ class Latency:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for the journal."""
-        return asdict(self)
+        """All but the single times, for the journal."""
+        return {name: value for name, value in asdict(self).items() if name != "times_ms"}
 
 
 class Clock(Protocol):
@@ -178,10 +180,10 @@ def measure_latency(
         clock.wait()
         warm = _timed(lambda: model([picture]), clock, warming)
         times = _timed(lambda: model([picture]), clock, timing)
-    lower, median, upper = quantiles(times, n=4, method="inclusive")
+    median, iqr = _median_and_iqr(times)
     return Latency(
         median_ms=median,
-        iqr_ms=upper - lower,
+        iqr_ms=iqr,
         count=len(times),
         warmup=len(warm),
         device=device_name(device),
@@ -189,7 +191,31 @@ def measure_latency(
         precision=precision,
         channels_last=channels_last,
         input_size=input_size,
+        times_ms=tuple(times),
     )
+
+
+def pooled(turns: Sequence[Latency]) -> Latency:
+    """One latency from several turns of one detector under the same conditions, at least one.
+
+    Median and quartiles are those of all timed calls together, so drift of the device between turns
+    shows in the spread.
+    """
+    times = [time for turn in turns for time in turn.times_ms]
+    median, iqr = _median_and_iqr(times)
+    return replace(
+        turns[0],
+        median_ms=median,
+        iqr_ms=iqr,
+        count=len(times),
+        warmup=sum(turn.warmup for turn in turns),
+        times_ms=tuple(times),
+    )
+
+
+def _median_and_iqr(times: Sequence[float]) -> tuple[float, float]:
+    lower, median, upper = quantiles(times, n=4, method="inclusive")
+    return median, upper - lower
 
 
 def device_name(device: torch.device) -> str:

@@ -10,12 +10,12 @@ from pymoo.core.result import Result
 
 from smnas import pareto
 from smnas.encoding import Encoding
-from smnas.journal import read
+from smnas.report.devices import open_run
 from smnas.report.tables import objectives_of
 
 
-def load_result(run: Path | str) -> Result:
-    """Reads a run folder (or journal file) into a pymoo `Result`.
+def load_result(run: Path | str, device: str | None = None, mixed_devices: bool = False) -> Result:
+    """Reads a run folder (or journal file, or the id of an NNI experiment) into a pymoo `Result`.
 
     `X` (`n x d` option indices) and `F` (`n x m`, minimised, so mAP is negative) are the Pareto
     set, `pop` all measured individuals with their `id`, `history` one algorithm snapshot for each
@@ -23,11 +23,17 @@ def load_result(run: Path | str) -> Result:
     (`algorithm.evaluator.n_eval`, `.pop`, `.opt`).
     `result.data` holds the objectives' names and the choices.
 
+    Args:
+        run: folder, journal or id.
+        device: take the latencies that were measured on this one, see `smnas.report.devices`.
+        mixed_devices: compare latencies of different devices all the same.
+
     Raises:
+        MixedDevicesError: the trials ran on several devices, and none was chosen.
         RunError: there is no journal.
         JournalError: the journal is corrupt.
     """
-    history = read(Path(run))
+    history = open_run(run, device, mixed_devices)
     objectives = objectives_of(history)
     encoding = Encoding.from_choices(history.header["space"]["choices"])
     finished = sorted(

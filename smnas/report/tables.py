@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -67,7 +67,12 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
 def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
     """Front rows as a rich table: one line a detector, short option names."""
     objectives = objectives_of(history)
-    table = Table(title=f"Pareto front of {history.header['name']}", title_justify="left")
+    table = Table(
+        title=f"Pareto front of {history.header['name']}",
+        title_justify="left",
+        caption=training_note(history),
+        caption_justify="left",
+    )
     table.add_column("id", justify="right")
     for name in objectives.names:
         table.add_column(name, justify="right")
@@ -83,6 +88,36 @@ def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
         origin = ["-" if row["group"] is None else str(row["group"])] if staged else []
         detector = describe_sample(row["sample"], row["baseline"])
         table.add_row(str(row["id"]), *values, *origin, detector)
+    return table
+
+
+def latency_table(
+    ids: Sequence[int | None],
+    now: Sequence[Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any] | None],
+) -> Table:
+    """Latencies that were measured again, beside those of the run.
+
+    Args:
+        ids: of the candidates; None outside of a run.
+        now: as `Latency.to_json` gives it.
+        before: the run's own, None where there is none.
+    """
+    card = now[0]
+    title = f"{card['device']}, {card['precision']}, {card['threads']} CPU threads"
+    table = Table(title=title, title_justify="left")
+    for name in ("id", "median ms", "IQR ms", "count", "before ms", "ratio"):
+        table.add_column(name, justify="right")
+    for candidate_id, new, old in zip(ids, now, before, strict=True):
+        median = new["median_ms"]
+        compared = [f"{old['median_ms']:.2f}", f"{median / old['median_ms']:.2f}"] if old else []
+        table.add_row(
+            "-" if candidate_id is None else str(candidate_id),
+            f"{median:.2f}",
+            f"{new['iqr_ms']:.2f}",
+            str(new["count"]),
+            *(compared or ["-", "-"]),
+        )
     return table
 
 
@@ -105,6 +140,20 @@ def zoo_table(rows: Sequence[dict[str, Any]]) -> Table:
     table.caption = "\n".join(f"{source}: {', '.join(names)}" for source, names in sources.items())
     table.caption_justify = "left"
     return table
+
+
+def training_note(history: History) -> str | None:
+    """How the detectors of a run were trained, and how far that ranking can be trusted, in words.
+
+    None where the journal says neither, as when the trials are not smnas's own.
+    """
+    outcomes = [trial.outcome for trial in history.trials()]
+    recipes = [o.info["recipe"] for o in outcomes if isinstance(o, Measured) and "recipe" in o.info]
+    lines = [f"Trained: {recipe}." for recipe in dict.fromkeys(recipes)]
+    tau = history.header.get("proxy_tau")
+    if tau is not None:
+        lines.append(f"Kendall's tau between mAP after this and after long training: {tau:.2f}.")
+    return "\n".join(lines) or None
 
 
 def describe_sample(sample: dict[str, Any], baseline: str | None) -> str:

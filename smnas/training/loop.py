@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from smnas.errors import TrialFailure
 from smnas.quiet import QuietDevice
 from smnas.training.augment import Batch, Targets, augment
 from smnas.training.precision import autocast, half_type
-from smnas.training.recipe import Recipe, parameter_groups
+from smnas.training.recipe import Recipe
 
 T = TypeVar("T")
 
@@ -124,6 +124,23 @@ def train(
         epochs.append(_stats(history, rate, time.perf_counter() - started))
         on_epoch(epoch, epochs[-1])
     return TrainStats(tuple(epochs), trainer.parts)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups for a torch optimiser: decaying, and norms and biases.
+
+    Norms and biases are the vectors (one dimension or none); convolutions and linear layers have
+    more.
+    """
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
 
 
 def epoch_order(length: int, generator: torch.Generator) -> Tensor:

@@ -1,18 +1,18 @@
 """How a detector is trained from scratch: the numbers, their checks and the learning-rate schedule.
 
-The loop obeys a `Recipe`; the trial builds it from the experiment file. Imports nothing of smnas
-but the errors.
+The loop obeys a `Recipe`; the experiment file sets it. Imports no torch, and nothing of smnas but
+the errors.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
-from smnas.errors import ConfigError
+from smnas.errors import ConfigError, check_names
 
 WARMUP_SHARE = 0.25
 """At most this part of all steps is warm-up. A search trains for some hundred steps, most of which
@@ -38,8 +38,8 @@ class Recipe:
         warmup_factor: the warm-up starts at this part of the peak, in (0, 1].
         clip_norm: gradients are scaled down to this Euclidean norm over all parameters, above 0.
         flip: probability of a horizontal flip, in [0, 1]; 0 where left and right differ in meaning.
-        scale_jitter: (smallest, largest) zoom of a picture, above 0; `None` is none. The size
-            stays: what is larger is cropped at random, what is smaller is padded with black.
+        scale_jitter: (smallest, largest) zoom of a picture, above 0; `None` or (1, 1) is none. The
+            size stays: what is larger is cropped at random, what is smaller is padded with black.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -60,6 +60,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.scale_jitter, list):  # experiment files have no tuples
             object.__setattr__(self, "scale_jitter", tuple(self.scale_jitter))
+        if self.scale_jitter == (1, 1):  # options of the command line have no None
+            object.__setattr__(self, "scale_jitter", None)
         for name in ("epochs", "batch", "base_batch"):
             self._check(name, lambda v: _whole(v) and v >= 1, "a whole number of at least 1")
         for name in ("lr", "clip_norm"):
@@ -72,6 +74,23 @@ class Recipe:
         self._check("flip", lambda v: _number(v) and 0 <= v <= 1, "a number in [0, 1]")
         pair = "None or two numbers, 0 < smallest <= largest"
         self._check("scale_jitter", lambda v: v is None or _is_range(v), pair)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str) -> Recipe:
+        """The recipe of an experiment file; what it leaves out keeps its default.
+
+        Args:
+            values: `{argument: value}`.
+            where: the place that holds it, for messages.
+
+        Raises:
+            ConfigError: a name is unknown or a value is out of its range; with the place.
+        """
+        check_names(values, [field.name for field in dataclasses.fields(cls)], f"{where}: recipe")
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
 
     def _check(self, field: str, accepts: Any, wanted: str) -> None:
         value = getattr(self, field)
@@ -101,26 +120,10 @@ class Recipe:
         return (
             f"{self.epochs} epochs from scratch, batch {self.batch}, SGD lr {self.peak_lr:g} "
             f"momentum {self.momentum:g} weight decay {self.weight_decay:g}, warm-up "
-            f"{self.warmup_iterations} steps from {self.warmup_factor:g}x, cosine to 0, gradients "
-            f"clipped at {self.clip_norm:g}, flip {self.flip:g}, scale jitter {jitter}"
+            f"{self.warmup_iterations} steps (at most {WARMUP_SHARE:.0%}) from "
+            f"{self.warmup_factor:g}x, cosine to 0, gradients clipped at {self.clip_norm:g}, "
+            f"flip {self.flip:g}, scale jitter {jitter}"
         )
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups for a torch optimiser: decaying, and norms and biases.
-
-    Norms and biases are the vectors (one dimension or none); convolutions and linear layers have
-    more.
-    """
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else plain).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
 
 
 def _whole(value: object) -> bool:

@@ -49,6 +49,19 @@ def test_the_default_is_the_first_of_everything():
     assert [choice.label for choice in Encoding.of(space).choices] == ["width", "kind"]
 
 
+def test_a_default_may_stand_anywhere():
+    class Late(DetectorSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            width = self.choice("width", (2, 3, 4), default=3)
+            self.rule("not narrow", width > 2)
+            self.detector = nn.Sequential(MutablePart(width))
+
+    space = Late()
+    assert space.detector[0].width == 3
+    assert Encoding.of(space).choices[0].options == (2, 3, 4)
+
+
 def test_only_the_default_is_built():
     BUILT.clear()
     space = Toy()

@@ -9,8 +9,8 @@ from rich.console import Console
 from toy import toy_outcome_with_failures
 
 from smnas import pareto
-from smnas.journal import read
-from smnas.records import Failed
+from smnas.journal import History, Told, read
+from smnas.records import Failed, Measured
 from smnas.report import tables
 
 
@@ -54,3 +54,23 @@ def test_the_table_shows_values_and_structure(toy_run: Callable[..., Path]) -> N
     text = console.export_text()
     assert "Pareto front of toy" in text and "d0=0 d1=0 d2=0 d3=0 kind=a  (flat)" in text
     assert f"{rows[-1]['map']:.3f}" in text
+
+
+def test_the_table_says_how_short_the_training_was_and_how_far_to_trust_it(
+    toy_run: Callable[..., Path],
+) -> None:
+    history = read(toy_run())
+    assert tables.training_note(history) is None
+    first, *others = history.events
+    told = next(e for e in others if isinstance(e, Told) and isinstance(e.outcome, Measured))
+    trained = Told(told.id, Measured(told.outcome.metrics, {"recipe": "2 epochs"}), told.time)
+    events = (first, *(trained if event is told else event for event in others))
+    assert tables.training_note(History(history.header, events)) == "Trained: 2 epochs."
+    trusted = History({**history.header, "proxy_tau": 0.714}, events)
+    assert tables.training_note(trusted) == (
+        "Trained: 2 epochs.\nKendall's tau between mAP after this and after long training: 0.71."
+    )
+    rows = tables.front_rows(trusted)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(tables.front_table(trusted, rows))
+    assert "long training: 0.71." in console.export_text()

@@ -15,6 +15,7 @@ from smnas.errors import ConfigError, TrialFailure
 from smnas.training.loop import (
     epoch_batches,
     epoch_order,
+    parameter_groups,
     train,
     with_half_batch_on_oom,
 )
@@ -329,3 +330,12 @@ def test_a_batch_that_overfills_the_gpu_is_halved():
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert stats.parts == 2
+
+
+def test_norms_and_biases_do_not_decay():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Linear(8, 2))
+    model[2].bias.requires_grad = False
+    decayed, plain = parameter_groups(model, 1e-4)
+    assert decayed["weight_decay"] == 1e-4 and plain["weight_decay"] == 0.0
+    assert {p.shape for p in decayed["params"]} == {(8, 3, 3, 3), (2, 8)}
+    assert len(plain["params"]) == 3  # the convolution's bias, the norm's weight and bias

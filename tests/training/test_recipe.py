@@ -1,13 +1,13 @@
-"""The recipe: the corners of its schedule, its checks, what decays."""
+"""The recipe: the corners of its schedule, its checks, what an experiment sets."""
 
 import dataclasses
 import math
+import re
 
 import pytest
-from torch import nn
 
 from smnas.errors import ConfigError
-from smnas.training.recipe import Recipe, parameter_groups
+from smnas.training.recipe import Recipe
 
 RECIPE = Recipe(lr=0.02, batch=4, base_batch=4, warmup_iterations=100, warmup_factor=0.1)
 
@@ -81,15 +81,27 @@ def test_the_edges_of_the_ranges_are_allowed():
     Recipe(epochs=1, batch=1, momentum=0, weight_decay=0, flip=1, warmup_factor=1)
     Recipe(scale_jitter=(1.0, 1.0), flip=0, warmup_iterations=0)
     assert Recipe(scale_jitter=[0.5, 2]).scale_jitter == (0.5, 2)  # a list, as YAML has it
+    assert Recipe(scale_jitter=[1, 1]) == Recipe()
 
 
-def test_norms_and_biases_do_not_decay():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Linear(8, 2))
-    model[2].bias.requires_grad = False
-    decayed, plain = parameter_groups(model, 1e-4)
-    assert decayed["weight_decay"] == 1e-4 and plain["weight_decay"] == 0.0
-    assert {p.shape for p in decayed["params"]} == {(8, 3, 3, 3), (2, 8)}
-    assert len(plain["params"]) == 3  # the convolution's bias, the norm's weight and bias
+def test_an_experiment_sets_what_it_names():
+    values = {"epochs": 2, "weight_decay": 0.001, "scale_jitter": [0.8, 1.25]}
+    recipe = Recipe.from_mapping(values, "x.yml")
+    assert recipe == Recipe(epochs=2, weight_decay=0.001, scale_jitter=(0.8, 1.25))
+    assert Recipe.from_mapping({}, "x.yml") == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 2}, "x.yml: recipe: no setting named 'epoch'; did you mean 'epochs'?"),
+        ({"lr": 0}, "x.yml: recipe.lr: wanted a number above 0, got 0"),
+        ({"momentum": "1e-1"}, "x.yml: recipe.momentum: wanted a number in [0, 1), got '1e-1'"),
+    ],
+)
+def test_what_is_wrong_in_an_experiment_is_named_with_its_place(values, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Recipe.from_mapping(values, "x.yml")
 
 
 def test_describe_says_every_number_that_matters():

@@ -1,0 +1,287 @@
+"""What a search is worth: its front against hand-made detectors, trained alike, on unseen pictures.
+
+    python benchmarks/headline.py RUN DATA [--epochs 12] [--seeds 2] [--jobs 2]
+
+RUN is a finished search over DATA (a folder in COCO format; BCCD). The members of its front and the
+usual hand-made detectors are trained from scratch with one and the same longer schedule on the
+whole train part, several seeds each, and evaluated on `val`, which no search has seen. Their
+latencies are measured again in this process, in turns, with the trained weights. Every training is
+one line of the work file, so a rerun goes on where it was stopped; `--jobs` trains as many at a
+time, one thread each. Prints tables; writes benchmarks/results/headline.json and headline.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, Cell, measure_cells, train_once, write_results
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from smnas import pareto
+from smnas.data.coco import CocoDataset, DataFolder
+from smnas.detectors.components import parse_input_size
+from smnas.errors import TrialFailure
+from smnas.journal import History, read_run
+from smnas.objectives.latency import measure_latency
+from smnas.quiet import QuietDevice
+from smnas.records import Sample
+from smnas.report.tables import describe_sample, objectives_of
+from smnas.spaces import open_space
+from smnas.training.recipe import Recipe
+
+REFERENCE = "faster_rcnn_r50_fpn"
+"""The hand-made detector that SM-NAS's claim is about."""
+
+RECIPE = {"batch": 2, "lr": 0.04}
+ROUNDS = 5
+"""Turns in which the latencies are measured."""
+
+
+def hand_made(input_size: str) -> dict[str, Sample]:
+    """The usual detectors as structural samples, at one input size, FPN of 256 channels."""
+    fpn = {"neck": "fpn", "neck_width": 256, "input_size": input_size}
+    two_stage = {**fpn, "neck_start": 2, "neck_end": 5, "rpn": "rpn"}
+    one_stage = {**fpn, "neck_start": 3, "neck_end": 6, "rpn": "none", "head": "retinanet"}
+    heads = {
+        "faster_rcnn": ({**two_stage, "head": "rcnn"}, ("18", "34", "50", "101")),
+        "retinanet": (one_stage, ("18", "50")),
+        "cascade": ({**two_stage, "head": "cascade3"}, ("18", "50")),
+    }
+    samples = {
+        f"{name}_r{depth}_fpn": {"backbone": f"resnet{depth}", **rest}
+        for name, (rest, depths) in heads.items()
+        for depth in depths
+    }
+    mobile = {"backbone": "mobilenet_v2", **two_stage, "head": "rcnn"}
+    return {**samples, "faster_rcnn_mobilenet_v2_fpn": mobile}
+
+
+def found(history: History) -> dict[str, Sample]:
+    """The front of a run: `{RUN#ID: sample}`, fastest first."""
+    trials = pareto.front(history.trials(), objectives_of(history))
+    return {f"#{t.candidate.id}": dict(t.candidate.sample) for t in trials}
+
+
+def build(history: History, sample: Sample, num_classes: int) -> nn.Module:
+    """The detector of a sample, of whichever stage, as the run's own space builds it."""
+    stage = "modular:ModularSpace" if "block" in sample else "structural:StructuralSpace"
+    arguments = dict(history.header["experiment"]["space_args"])
+    if "block" not in sample:
+        arguments["input_sizes"] = sorted({*arguments["input_sizes"], sample["input_size"]})
+    return open_space(f"search_spaces.{stage}", num_classes=num_classes, **arguments).freeze(sample)
+
+
+class Contest:
+    """The detectors, their data and where their weights are kept."""
+
+    def __init__(self, run: Path, data: Path, size: str, work: Path) -> None:
+        self.history = read_run(run)
+        folder = DataFolder.open(data)
+        if folder.val is None:
+            sys.exit(f"headline: wanted data with a val part, got none in {data}")
+        self.train, self.val = CocoDataset(folder.train), CocoDataset(folder.val)
+        self.hand_made, self.found = hand_made(size), found(self.history)
+        self.samples = {**self.hand_made, **self.found}
+        self.weights = work.parent / "weights"
+        self.weights.mkdir(parents=True, exist_ok=True)
+
+    def cells(self, epochs: int, seeds: int) -> list[Cell]:
+        """One seed of all detectors before the next one."""
+        return [
+            {"name": name, "sample": dict(sample), "epochs": epochs, "seed": seed, **RECIPE}
+            for seed in range(seeds)
+            for name, sample in self.samples.items()
+        ]
+
+    def measure(self, cell: Cell) -> Cell:
+        torch.manual_seed(cell["seed"])
+        detector = build(self.history, cell["sample"], self.train.num_classes)
+        recipe = Recipe(epochs=cell["epochs"], batch=cell["batch"], lr=cell["lr"])
+        try:
+            result = train_once(detector, self.train, self.val, recipe, cell["seed"])
+        except TrialFailure as failure:
+            return {"failed": failure.reason}
+        torch.save(detector.state_dict(), self.path(cell["name"]))
+        return {**result, "params_m": sum(p.numel() for p in detector.parameters()) / 1e6}
+
+    def path(self, name: str) -> Path:
+        return self.weights / f"{name.strip('#')}.pt"
+
+    def latencies(self) -> dict[str, list[float]]:
+        """Medians in milliseconds of each round, every detector once a round, trained weights."""
+        quiet, device = QuietDevice("cpu"), torch.device("cpu")
+        medians: dict[str, list[float]] = {name: [] for name in self.samples}
+        for _ in range(ROUNDS):
+            for name, sample in self.samples.items():
+                detector = build(self.history, sample, self.train.num_classes)
+                detector.load_state_dict(torch.load(self.path(name), weights_only=True))
+                size = parse_input_size(str(sample["input_size"]))
+                latency = measure_latency(
+                    detector.eval(), size, device=device, quiet=quiet, threads=1
+                )
+                medians[name].append(latency.median_ms)
+        return medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--size", default="192x144", help="input of the hand-made detectors")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--share", type=int, help="train only every JOBS-th, and stop")
+    parser.add_argument("--work", type=Path, default=Path("runs/headline/cells.jsonl"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    contest = Contest(arguments.run, arguments.data, arguments.size, arguments.work)
+    cells = contest.cells(arguments.epochs, arguments.seeds)
+    files = [arguments.work.with_suffix(f".{job}.jsonl") for job in range(arguments.jobs)]
+    if arguments.share is not None:
+        own = cells[arguments.share :: arguments.jobs]
+        measure_cells(files[arguments.share], own, contest.measure)
+        return
+    helpers = [
+        subprocess.Popen([sys.executable, *sys.argv, "--share", str(job)])
+        for job in range(1, arguments.jobs)
+    ]
+    parts = [measure_cells(files[0], cells[:: arguments.jobs], contest.measure)]
+    if any(helper.wait() for helper in helpers):
+        sys.exit("headline: a training process failed; the same command goes on")
+    parts += [
+        measure_cells(file, cells[job :: arguments.jobs], contest.measure)
+        for job, file in enumerate(files[1:], 1)
+    ]
+    rows = [row for part in parts for row in part]
+    report(contest, rows, contest.latencies(), arguments)
+
+
+def report(
+    contest: Contest, rows: list[Cell], latencies: dict[str, list[float]], arguments: Any
+) -> None:
+    entries = [_entry(contest, name, rows, latencies[name]) for name in contest.samples]
+    entries = sorted((e for e in entries if e["maps"]), key=lambda e: e["latency_ms"])
+    verdict = compare(entries)
+    show(entries, verdict)
+    results = {
+        "command": "python benchmarks/headline.py RUN DATA"
+        f" --epochs {arguments.epochs} --seeds {arguments.seeds} --size {arguments.size}",
+        "run": {"name": contest.history.header["name"], "trials": len(contest.history.trials())},
+        "data": {"train": len(contest.train), "val": len(contest.val)},
+        "recipe": Recipe(epochs=arguments.epochs, **RECIPE).describe(),
+        "detectors": entries,
+        "verdict": verdict,
+    }
+    figure(entries).savefig(RESULTS / "headline.png", dpi=150)
+    print(f"written to {write_results('headline', results)}")
+
+
+def _entry(contest: Contest, name: str, rows: list[Cell], rounds: list[float]) -> dict[str, Any]:
+    own = [row for row in rows if row["name"] == name]
+    maps = [row["map"] for row in own if "map" in row]
+    return {
+        "name": name,
+        "hand_made": name in contest.hand_made,
+        "detector": describe_sample(dict(contest.samples[name]), None),
+        "latency_ms": statistics.median(rounds),
+        "latency_rounds_ms": rounds,
+        "map": statistics.fmean(maps) if maps else None,
+        "maps": maps,
+        "failed": [row["failed"] for row in own if "failed" in row],
+        "params_m": next((row["params_m"] for row in own if "params_m" in row), None),
+    }
+
+
+def compare(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Our front against Faster R-CNN R50-FPN, and against all hand-made ones by hypervolume.
+
+    The reference corner is the slowest detector's latency and mAP 0. `fastest_at_least_as_good` is
+    the fastest of ours that is one mAP point (.01) or more above the reference; `best` our best.
+    """
+    reference = next(e for e in entries if e["name"] == REFERENCE)
+    ours = [e for e in entries if not e["hand_made"]]
+    theirs = [e for e in entries if e["hand_made"]]
+    corner = np.array([max(e["latency_ms"] for e in entries), 0.0])
+
+    def volume(group: Sequence[dict[str, Any]]) -> float:
+        return pareto.hypervolume(
+            np.array([[e["latency_ms"], -e["map"]] for e in group]).reshape(-1, 2), corner
+        )
+
+    def against(entry: dict[str, Any] | None) -> dict[str, Any] | None:
+        return entry and {
+            "name": entry["name"],
+            "latency_ratio": entry["latency_ms"] / reference["latency_ms"],
+            "map_difference": entry["map"] - reference["map"],
+        }
+
+    better = [e for e in ours if e["map"] >= reference["map"] + 0.01]
+    return {
+        "reference": {k: reference[k] for k in ("name", "latency_ms", "map")},
+        "fastest_at_least_as_good": against(
+            min(better, key=lambda e: e["latency_ms"], default=None)
+        ),
+        "best": against(max(ours, key=lambda e: e["map"])),
+        "hypervolume": {"ours": volume(ours), "hand_made": volume(theirs)},
+        "hypervolume_ratio": volume(ours) / volume(theirs),
+    }
+
+
+def show(entries: Sequence[dict[str, Any]], verdict: dict[str, Any]) -> None:
+    table = Table(title="trained alike, evaluated on val; latency re-measured in turns")
+    for name in ("detector", "latency ms", "mAP", "seeds", "params M", "what"):
+        table.add_column(name)
+    for entry in entries:
+        spread = f"{min(entry['latency_rounds_ms']):.0f}-{max(entry['latency_rounds_ms']):.0f}"
+        table.add_row(
+            entry["name"],
+            f"{entry['latency_ms']:.1f} ({spread})",
+            f"{entry['map']:.3f}",
+            " ".join(f"{value:.3f}" for value in entry["maps"]),
+            f"{entry['params_m']:.1f}",
+            "hand-made" if entry["hand_made"] else entry["detector"],
+        )
+    console = Console(width=180)
+    console.print(table)
+    console.print_json(data=verdict)
+
+
+def figure(entries: Sequence[dict[str, Any]]) -> Figure:
+    """Latency against mAP on val: ours and the hand-made ones, bars over seeds."""
+    picture = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = picture.add_subplot()
+    styles = {True: ("D", "#D55E00", "hand-made"), False: ("o", "#0072B2", "found by the search")}
+    for kind, (marker, colour, label) in styles.items():
+        group = [e for e in entries if e["hand_made"] == kind]
+        low = [e["map"] - min(e["maps"]) for e in group]
+        high = [max(e["maps"]) - e["map"] for e in group]
+        x, y = [e["latency_ms"] for e in group], [e["map"] for e in group]
+        axes.errorbar(x, y, yerr=[low, high], fmt=marker, color=colour, label=label, capsize=2)
+    for entry in entries:
+        axes.annotate(
+            entry["name"],
+            (entry["latency_ms"], entry["map"]),
+            textcoords="offset points",
+            xytext=(5, -9),
+            fontsize=6,
+        )
+    axes.set(xlabel="latency (ms)", ylabel="mAP (val)", xlim=(0, None))
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower right", fontsize=8)
+    return picture
+
+
+if __name__ == "__main__":
+    main()

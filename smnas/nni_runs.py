@@ -1,0 +1,124 @@
+"""Where NNI keeps what: the run folder of an experiment, its settings, the states of its trials.
+
+The run folder of an experiment under `nnictl` is `smnas` inside NNI's own experiment folder, so
+that `nnictl experiment delete` removes both. The tuner writes its journal there; `smnas front ID`
+and `load_result` find it by NNI's list of experiments. Light: imports no torch, pymoo or NNI.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import threading
+import time
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from smnas.errors import RunError
+
+_TIMEOUT_SECONDS = 20
+
+
+def find_run(run: Path | str) -> Path:
+    """The folder (or journal file) of a run that is given by its path or by an NNI experiment id.
+
+    Raises:
+        RunError: NNI's list of experiments cannot be read.
+    """
+    path = Path(run)
+    # an id is a plain word; what is there under this name comes first
+    if path.exists() or not re.fullmatch(r"\w+", str(run)):
+        return path
+    place = _listed().get(str(run), {}).get("logDir")
+    return path if place is None else run_folder(Path(place) / str(run))
+
+
+def run_folder(experiment: Path) -> Path:
+    """The run folder in NNI's folder of an experiment."""
+    return experiment / "smnas"
+
+
+def dispatcher_experiment() -> Path | None:
+    """NNI's folder of the experiment whose dispatcher this process is; None in any other
+    process.
+    """
+    log = os.environ.get("NNI_LOG_DIRECTORY")
+    return None if log is None else Path(log).parent
+
+
+def settings_of(experiment: Path) -> dict[str, Any]:
+    """The experiment file as NNI keeps it, in NNI's own spelling (`trialCommand`, ...).
+
+    Raises:
+        RunError: NNI's database has no settings.
+    """
+    query = "select params from ExperimentProfile order by revision desc limit 1"
+    path = experiment / "db" / "nni.sqlite"
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            return dict(json.loads(database.execute(query).fetchone()[0]))
+    except (sqlite3.Error, TypeError, ValueError) as error:
+        raise RunError(f"{path}: cannot read the experiment's settings: {error}") from error
+
+
+def trial_states() -> list[tuple[dict[str, Any], str]]:
+    """Parameters and state of each trial that NNI's manager knows, in the order of their start.
+
+    For the dispatcher of a resumed experiment; states are NNI's own words (`FAILED`, `RUNNING`...).
+
+    Raises:
+        RunError: the manager does not answer.
+    """
+    channel = os.environ["NNI_TUNER_COMMAND_CHANNEL"]
+    url = channel.replace("ws://", "http://").removesuffix("/tuner") + "/api/v1/nni/trial-jobs"
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:
+            jobs = json.load(answer)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{url}: NNI's manager does not list its trials: {error}") from error
+    return [
+        (json.loads(parameters)["parameters"], job["status"])
+        for job in jobs
+        for parameters in job.get("hyperParameters", [])
+    ]
+
+
+def end_with_manager() -> None:
+    """Ends this process when NNI's manager ends, however that happens.
+
+    A killed manager leaves its dispatcher and its trials behind: a dispatcher that still holds the
+    journal, and trials that a resumed experiment starts a second time. Does nothing outside NNI.
+    """
+    managers = [parent for parent in psutil.Process().parents() if parent.name() == "node"]
+    if not managers:
+        return
+
+    def watch() -> None:
+        while _is_alive(managers[0]):
+            time.sleep(1)
+        os._exit(3)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _listed() -> dict[str, Any]:
+    path = Path.home() / "nni-experiments" / ".experiment"
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: NNI's list of experiments cannot be read: {error}") from error

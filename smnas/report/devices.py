@@ -1,0 +1,107 @@
+"""Opens a run for a report: latencies of one device only, because those of two do not compare.
+
+A search goes on whatever its trials ran on; it is reports that refuse. Reads journals and their
+`latency/` records only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from smnas.errors import MixedDevicesError, RunError
+from smnas.journal import Asked, Event, History, Told, Trial, read_run
+from smnas.nni_runs import find_run
+from smnas.records import Measured
+from smnas.timings import Timing, read_timings
+
+TIMES = ("latency_ms", "train_seconds")
+"""Metrics that belong to a device."""
+
+UNKNOWN = "a device that was not recorded"
+
+
+def open_run(run: Path | str, device: str | None = None, mixed_devices: bool = False) -> History:
+    """A run's history whose latencies may be compared.
+
+    Args:
+        run: its folder, the journal in it, or the id of an NNI experiment.
+        device: take the latencies of this one: those that `smnas latency` measured again on it, or
+            the trials' own where they ran on it; candidates with neither are left out. A part of
+            the name will do.
+        mixed_devices: compare latencies of different devices all the same.
+
+    Raises:
+        MixedDevicesError: an objective depends on the device, and the trials ran on several.
+        RunError: there is no journal, or no latency on that device.
+        JournalError: the journal or a record of latencies is corrupt.
+    """
+    path = find_run(run)
+    history = read_run(path)
+    if device is not None:
+        return on_device(history, read_timings(path if path.is_dir() else path.parent), device)
+    if not mixed_devices:
+        check_one_device(history, path)
+    return history
+
+
+def device_of(trial: Trial) -> str:
+    """Where a measured trial ran."""
+    info = trial.outcome.info if isinstance(trial.outcome, Measured) else {}
+    return str(info.get("device") or UNKNOWN)
+
+
+def measured_devices(history: History) -> Counter[str]:
+    """How many candidates were measured on which device, the most frequent first."""
+    trials = [t for t in history.trials() if isinstance(t.outcome, Measured)]
+    return Counter(dict(Counter(map(device_of, trials)).most_common()))
+
+
+def check_one_device(history: History, run: Path) -> None:
+    """Refuses to compare times of different devices.
+
+    Raises:
+        MixedDevicesError: names the devices, how often each was used, and the remedies.
+    """
+    timed = [name for name in TIMES if name in history.header["experiment"]["objectives"]]
+    counts = measured_devices(history)
+    if timed and len(counts) > 1:
+        found = ", ".join(f"{name} ({count})" for name, count in counts.items())
+        raise MixedDevicesError(
+            f"run {run}: wanted {timed[0]} of one device, got trials on {found}; measure again on "
+            f"one with: smnas latency {run} --all; or compare all the same with --mixed-devices"
+        )
+
+
+def on_device(history: History, timings: dict[str, dict[int, Timing]], device: str) -> History:
+    """The history with the latencies of one device; see `open_run`.
+
+    Raises:
+        RunError: no candidate has a latency on it, or the name fits several devices.
+    """
+    name = _find(device, {*timings, *measured_devices(history)} - {UNKNOWN})
+    events = [_told_on(event, name, timings.get(name, {})) for event in history.events]
+    return replace(history, events=tuple(event for event in events if event is not None))
+
+
+def _told_on(event: Event, device: str, timings: dict[int, Timing]) -> Event | None:
+    """The event with the latency on the device; None for a measurement that has none there."""
+    if isinstance(event, Asked) or not isinstance(event.outcome, Measured):
+        return event
+    outcome, timing = event.outcome, timings.get(event.id)
+    if timing is None:
+        return event if outcome.info.get("device") == device else None
+    info = {**outcome.info, "device": device, "latency": timing.latency}
+    return Told(event.id, Measured({**outcome.metrics, **timing.metrics}, info), event.time)
+
+
+def _find(device: str, known: set[str]) -> str:
+    fitting = [name for name in sorted(known) if device.lower() in name.lower()]
+    exact = [name for name in fitting if name.lower() == device.lower()]
+    if len(exact or fitting) != 1:
+        raise RunError(
+            f"--device: wanted one with measured latencies ({', '.join(sorted(known)) or 'none'}),"
+            f" got {device!r}"
+        )
+    return (exact or fitting)[0]
