@@ -90,9 +90,7 @@ class Engine:
         check_names(args, known, f"algorithm_args of {name}")
         extra = {**_defaults(cls), **args}
         if "ref_dirs" in known and "ref_dirs" not in args:
-            extra["ref_dirs"] = get_reference_directions(
-                "energy", n_objectives, population, seed=seed
-            )
+            extra["ref_dirs"] = _directions(n_objectives, population, seed)
         try:
             self._algorithm = cls(
                 pop_size=population,
@@ -302,6 +300,14 @@ class _IndexProblem(Problem):
             xu=encoding.n_options - 1,
             vtype=int,
         )
+
+
+def _directions(n_objectives: int, population: int, seed: int) -> np.ndarray:
+    """As many reference directions as individuals, `population x m`, evenly spread."""
+    if n_objectives <= 2:
+        return get_reference_directions("das-dennis", n_objectives, n_partitions=population - 1)
+    # no grid of more dimensions has just any number of points
+    return get_reference_directions("energy", n_objectives, population, seed=seed)
 
 
 def _algorithm_class(name: str) -> type[GeneticAlgorithm]:
