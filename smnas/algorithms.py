@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.util
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -168,6 +169,8 @@ class SteadyRVEA(RVEA):
         n_offsprings: children of a generation.
     """
 
+    pop: Any
+
     def __init__(
         self,
         ref_dirs: np.ndarray,
@@ -196,6 +199,8 @@ class SteadyRVEA(RVEA):
 
 class _Horizon(MaximumGenerationTermination):
     """Never ends; recedes once it is reached, so that no share of it is above 1."""
+
+    n_max_gen: float
 
     def _update(self, algorithm: Any) -> float:
         self.n_max_gen = max(self.n_max_gen, algorithm.n_gen)

@@ -238,7 +238,7 @@ class Surrogate:
         visited: dict[bytes, np.ndarray] = {}
         for _ in range(INNER_GENERATIONS):
             mean, _ = self._predict(indices)
-            ids = np.arange(len(indices)) + len(visited)
+            ids = range(len(visited), len(visited) + len(indices))
             engine.tell(ids, indices, mean, np.zeros(len(indices), dtype=bool))
             children = [index for index, _ in engine.mate()]
             if not children:
