@@ -232,7 +232,7 @@ def _ratios(row: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float
 def _print(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     levels = [str(level) for level in LEVELS]
     table = Table(title=title)
-    columns = ["algorithm", *(f"to {float(v):.0%}" for v in levels), f"area to {AREA}"]
+    columns = ["algorithm", "seeds", *(f"to {float(v):.0%}" for v in levels), f"area to {AREA}"]
     for name in [*columns, "95 %: by random", "by Optuna NSGA-II", "CPU s"]:
         table.add_column(name, justify="left" if name == "algorithm" else "right")
     for name, row in rows.items():
@@ -242,7 +242,7 @@ def _print(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
         for other in ("random", "optuna-nsga2"):
             ratio = row.get(f"ratio_to_{other}", {}).get("0.95")
             cells.append("-" if ratio is None else str(ratio))
-        table.add_row(name, *cells, str(row["seconds"]))
+        table.add_row(name, str(row["seeds"]), *cells, str(row["seconds"]))
     Console(width=160).print(table)
 
 
