@@ -14,6 +14,7 @@ from torch import nn
 from smnas import machine
 from smnas.data.coco import CocoDataset, collate
 from smnas.detectors.components import parse_input_size
+from smnas.objectives.latency import measure_latency
 from smnas.quiet import QuietDevice
 from smnas.training.evaluation import evaluate
 from smnas.training.loop import epoch_batches, train
@@ -102,6 +103,21 @@ def train_once(
     view = held_out.view(held_out.image_ids, size)
     metrics = evaluate(detector, view, device=device, batch=recipe.batch, quiet=quiet)
     return metrics | {"train_seconds": stats.seconds}
+
+
+def time_once(detector: nn.Module) -> dict[str, float]:
+    """Latency as a trial on a CPU measures it, one thread: `latency_ms`, its spread and count.
+
+    Args:
+        detector: with its `input_size`.
+    """
+    return measure_latency(
+        detector,
+        parse_input_size(str(detector.input_size)),
+        device=torch.device("cpu"),
+        quiet=QuietDevice("cpu"),
+        threads=1,
+    ).to_metrics()
 
 
 def _key(cell: Cell) -> str:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Cell, measure_cells, train_once, write_results
+from common import Cell, measure_cells, time_once, train_once, write_results
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from smnas.errors import TrialFailure
 from smnas.spaces import open_space
@@ -47,6 +48,8 @@ SAMPLE = {
     "input_size": "128x96",
 }
 HEAD_WIDTH = 256
+ROUNDS = 5
+"""Of timing; latency is their median."""
 
 
 def main() -> None:
@@ -57,19 +60,32 @@ def main() -> None:
     torch.set_num_threads(1)
     training, held_out = open_data(Settings(space=SPACE, data=arguments.data))
 
-    def measure(cell: Cell) -> Cell:
-        recipe = Recipe(epochs=cell["epochs"], batch=BATCH, lr=cell["lr"])
-        torch.manual_seed(cell["seed"])
+    def build(norm: str, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
         arguments = {"input_sizes": [SAMPLE["input_size"]], "head_width": HEAD_WIDTH}
-        classes = training.num_classes
-        space = open_space(SPACE, num_classes=classes, norm=cell["norm"], **arguments)
+        space = open_space(SPACE, num_classes=training.num_classes, norm=norm, **arguments)
+        return space.freeze(SAMPLE)
+
+    def fit(cell: Cell) -> Cell:
+        recipe = Recipe(epochs=cell["epochs"], batch=BATCH, lr=cell["lr"])
+        detector = build(cell["norm"], cell["seed"])
         try:
-            return train_once(space.freeze(SAMPLE), training, held_out, recipe, cell["seed"])
+            return train_once(detector, training, held_out, recipe, cell["seed"])
         except TrialFailure as failure:
             return {"failed": failure.reason}
 
-    rows = measure_cells(arguments.work, all_cells(), measure)
-    show(rows)
+    def latency(cell: Cell) -> Cell:
+        return time_once(build(cell["latency_of"], SEEDS[0]))
+
+    rows = measure_cells(arguments.work, all_cells(), fit)
+    # in turns, so that a busy moment of the machine meets all of them
+    turns = [{"latency_of": norm, "round": r} for r in range(ROUNDS) for norm in NORMS]
+    times = measure_cells(arguments.work, turns, latency)
+    latency_ms = {
+        norm: statistics.median(t["latency_ms"] for t in times if t["latency_of"] == norm)
+        for norm in NORMS
+    }
+    show(rows, latency_ms)
     results = {
         "command": "python benchmarks/recipe_ablation.py DATA",
         "data": {"training": len(training), "search_split": len(held_out)},
@@ -77,6 +93,7 @@ def main() -> None:
         "head_width": HEAD_WIDTH,
         "recipe": Recipe(epochs=EPOCHS[-1], batch=BATCH, lr=RATES[0]).describe(),
         "rows": rows,
+        "latency_ms": latency_ms,
         "summary": summary(rows),
         "verdict": verdict(rows),
     }
@@ -114,37 +131,47 @@ def _mean(group: list[Cell]) -> dict[str, Any]:
 
 
 def verdict(rows: list[Cell]) -> dict[str, Any]:
-    """The best setting over all epochs and seeds, and by how much it beats each other one.
+    """The best setting over all epochs and seeds, and how far it is above each other one.
 
-    The differences are paired: same epochs, same seed. `error` is the standard error of their mean
-    and `wins` how many of them are above 0.
+    A setting of which a training failed is not compared.
     """
-    settings = {(row["norm"], row["lr"]): {} for row in rows}
+    settings: dict[tuple[str, float], dict[tuple[int, int], float]] = {}
+    failed = {(row["norm"], row["lr"]) for row in rows if "failed" in row}
     for row in rows:
-        settings[row["norm"], row["lr"]][row["epochs"], row["seed"]] = row.get("map", 0.0)
+        key = row["norm"], row["lr"]
+        if key not in failed:
+            settings.setdefault(key, {})[row["epochs"], row["seed"]] = row["map"]
     means = {key: statistics.fmean(values.values()) for key, values in settings.items()}
-    best = max(means, key=lambda key: means[key])
-    others = [
-        {"norm": norm, "lr": lr, **paired(settings[best], settings[norm, lr])}
-        for norm, lr in sorted(means, key=lambda key: -means[key])
-        if (norm, lr) != best
-    ]
-    return {"norm": best[0], "lr": best[1], "map": means[best], "others": others}
+    best, *others = sorted(means, key=lambda key: -means[key])
+    return {
+        "norm": best[0],
+        "lr": best[1],
+        "map": means[best],
+        "others": [
+            {"norm": norm, "lr": lr, **paired(settings[best], settings[norm, lr])}
+            for norm, lr in others
+        ],
+        "failed": sorted(failed),
+    }
 
 
 def paired(one: dict[Any, float], other: dict[Any, float]) -> dict[str, float]:
-    """How far `one` is above `other`, over the keys that both have (at least two)."""
+    """How far `one` is above `other`, pair by pair (same epochs, same seed).
+
+    Returns:
+        `difference`, their mean; `error`, the standard error of it; `wins`, how many are above 0;
+        `pairs`, how many there are (at least two).
+    """
     differences = [one[key] - other[key] for key in one if key in other]
-    error = statistics.stdev(differences) / len(differences) ** 0.5
     return {
-        "behind": statistics.fmean(differences),
-        "error": error,
+        "difference": statistics.fmean(differences),
+        "error": statistics.stdev(differences) / len(differences) ** 0.5,
         "wins": sum(difference > 0 for difference in differences),
         "pairs": len(differences),
     }
 
 
-def show(rows: list[Cell]) -> None:
+def show(rows: list[Cell], latency_ms: dict[str, float]) -> None:
     table = Table(title="mAP on the search split: mean ± half the range over seeds")
     for name in ("norm", "lr at batch 4", *(f"{epochs} epochs" for epochs in EPOCHS)):
         table.add_column(name, justify="right")
@@ -153,13 +180,13 @@ def show(rows: list[Cell]) -> None:
         table.add_row(norm, f"{lr:g}", *(_shown(cells[norm, lr, epochs]) for epochs in EPOCHS))
     console = Console(width=100)
     console.print(table)
+    console.print("latency: " + ", ".join(f"{n} {ms:.1f} ms" for n, ms in latency_ms.items()))
     best = verdict(rows)
     console.print(f"best over all epochs and seeds: {best['norm']} lr {best['lr']:g}")
     for other in best["others"]:
-        console.print(
-            f"  {other['norm']} lr {other['lr']:g}: {other['behind']:.3f} ± {other['error']:.3f}"
-            f" behind, beaten in {other['wins']} of {other['pairs']} pairs"
-        )
+        behind = f"{other['difference']:.3f} ± {other['error']:.3f} behind"
+        beaten = f"beaten in {other['wins']} of {other['pairs']} pairs"
+        console.print(f"  {other['norm']} lr {other['lr']:g}: {behind}, {beaten}")
 
 
 def _shown(cell: dict[str, Any]) -> str:

@@ -217,7 +217,7 @@ class ParetoStrategy(Strategy):
                 return
             # an interrupted one stays open in the events, and runs again after a resume
             settled = event.status == ModelStatus.Interrupted or candidate_id in self._told
-            self._ends.ended(candidate_id, settled)
+            self._ends.ended(candidate_id, settled, event.status == ModelStatus.Trained)
             for failed in self._ends.failed():
                 self._tell(failed, Failed("crash", "ended without a result; see its log"))
 
@@ -225,7 +225,7 @@ class ParetoStrategy(Strategy):
         if candidate_id in self._told:
             return
         self._told.add(candidate_id)
-        self._ends.told(candidate_id)
+        self._ends.told(candidate_id, isinstance(outcome, Failed))
         self._events.append(Told(candidate_id, outcome, time.time()))
         self._optimizer.tell(candidate_id, outcome)
 

@@ -47,28 +47,37 @@ class Ends:
     NNI's training services hand parameters to trials in the order in which the trials ask, so those
     of two that start together may be exchanged: results come under the right candidate, ends under
     the other one. A candidate whose end came without a result may be running still, in the trial of
-    one that was active at that moment; it has failed once all of those have ended.
+    one that was active at that moment; it has failed once all of those have ended. For the same
+    reason a bad exit status may come under any of them: what counts is how many there were.
     """
 
     def __init__(self) -> None:
         self.active: set[int] = set()
         self._doubts: dict[int, set[int]] = {}
+        self._unexplained = 0
+
+    @property
+    def crashed(self) -> bool:
+        """Whether more trials have ended with a bad exit status than failures account for."""
+        return self._unexplained > 0
 
     def started(self, candidate_id: int) -> None:
         """A trial has been given this candidate."""
         self.active.add(candidate_id)
 
-    def told(self, candidate_id: int) -> None:
-        """The candidate has an outcome."""
+    def told(self, candidate_id: int, explains_bad_exit: bool) -> None:
+        """The candidate has an outcome, which may account for a bad exit status."""
         self._doubts.pop(candidate_id, None)
+        self._unexplained -= explains_bad_exit
 
-    def ended(self, candidate_id: int, has_outcome: bool) -> None:
-        """NNI says that the candidate's trial has ended."""
+    def ended(self, candidate_id: int, has_outcome: bool, success: bool) -> None:
+        """NNI says that the candidate's trial has ended, with exit status 0 or another."""
+        self._unexplained += not success
         self.active.discard(candidate_id)
-        if not has_outcome:
-            self._doubts[candidate_id] = set(self.active)
         for others in self._doubts.values():
             others.discard(candidate_id)
+        if not has_outcome:
+            self._doubts[candidate_id] = set(self.active)
 
     def failed(self) -> list[int]:
         """Candidates that have ended without a result for sure, and have no outcome yet."""

@@ -199,13 +199,16 @@ def build(settings: Settings, sample: Sample, num_classes: int) -> nn.Module:
 def fresh_detector(open_it: Callable[[], ModelSpace], sample: Sample, seed: int) -> nn.Module:
     """The detector that a trial with this seed starts from, weight by weight.
 
+    The same network has the same weights whichever space its sample is of.
+
     Args:
-        open_it: builds the search space, which draws from torch's generator too.
+        open_it: builds the search space, which draws from torch's generator, too.
         sample: of that space.
         seed: of torch's global generator.
     """
+    space = open_it()
     torch.manual_seed(seed)
-    return open_it().freeze(dict(sample))
+    return space.freeze(dict(sample))
 
 
 def check_settings(settings: Settings) -> None:

@@ -75,7 +75,6 @@ class ParetoTuner(Tuner):
         self._by_identity: dict[str, Candidate] = {}
         self._told: set[int] = set()
         self._ends = Ends()
-        self._succeeded: dict[int, bool] = {}
         self._waiting: list[Candidate] = []
 
     # -- what NNI calls -----------------------------------------------------------------------
@@ -129,7 +128,7 @@ class ParetoTuner(Tuner):
         """
         with self._lock:
             outcome = self._outcome(f"trial {trial_job_id} (parameters {parameter_id})", value)
-            self._tell(self._candidates[parameter_id], outcome)
+            self._tell(self._candidates[parameter_id], outcome, _is_failure(value))
             self._lock.notify_all()
 
     def trial_end(self, parameter_id: int, success: bool, **_: Any) -> None:
@@ -138,9 +137,8 @@ class ParetoTuner(Tuner):
             candidate = self._candidates.get(parameter_id)
             if candidate is None:
                 return
-            self._succeeded[candidate.id] = success
             self._lock.wait_for(lambda: candidate.id in self._told, timeout=RESULT_SECONDS)
-            self._ends.ended(candidate.id, candidate.id in self._told)
+            self._ends.ended(candidate.id, candidate.id in self._told, success)
             self._settle()
 
     def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
@@ -171,15 +169,17 @@ class ParetoTuner(Tuner):
             self._journal.asked(candidate)
         self._by_identity[candidate.identity] = candidate
 
-    def _tell(self, candidate: Candidate, outcome: Outcome) -> None:
+    def _tell(
+        self, candidate: Candidate, outcome: Outcome, explains_bad_exit: bool = False
+    ) -> None:
         if candidate.id in self._told:
             _logger.warning("candidate %d has its outcome already; ignored", candidate.id)
             return
+        self._ends.told(candidate.id, explains_bad_exit)
         self._record(candidate, outcome, self._searcher())
 
     def _record(self, candidate: Candidate, outcome: Outcome, optimizer: Optimizer) -> None:
         self._told.add(candidate.id)
-        self._ends.told(candidate.id)
         if self._journal is not None:
             self._journal.told(candidate.id, outcome)
         optimizer.tell(candidate.id, outcome)
@@ -188,9 +188,10 @@ class ParetoTuner(Tuner):
         """Fails the trials that have ended without a result."""
         own = {candidate.id: candidate for candidate in self._candidates.values()}
         for candidate_id in self._ends.failed():
-            success = self._succeeded[candidate_id]
-            words = "ended without a final result" if success else "failed; see its log"
-            self._tell(own[candidate_id], Failed("error" if success else "crash", words))
+            lost = Failed("error", "ended without a final result")
+            crash = Failed("crash", "failed; see its log")
+            crashed = self._ends.crashed
+            self._tell(own[candidate_id], crash if crashed else lost, crashed)
 
     def _import(self, parameters: Mapping[str, Any], value: Any) -> None:
         try:

@@ -19,6 +19,7 @@ from smnas.cli import app
 from smnas.data.coco import CocoDataset, DataFolder
 from smnas.data.digits import make_digits
 from smnas.data.split import split_ids
+from smnas.detectors.space import load_space
 from smnas.errors import ConfigError, DataError, SpaceError, TrialFailure
 from smnas.records import Failed, Measured, outcome_from_json
 from smnas.training.recipe import Recipe
@@ -95,6 +96,30 @@ def test_a_trial_measures_everything_and_twice_the_same(settings: Settings, tmp_
     detector = trial.build(settings, SAMPLE, 10)
     assert metrics["params_m"] == sum(p.numel() for p in detector.parameters()) / 1e6
     detector.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
+def test_the_control_of_a_structure_is_the_structure(settings: Settings, backbone: str) -> None:
+    """One network, written as a structural and as a modular sample: the same weights, the same
+    course of training."""
+    structural = {**SAMPLE, "backbone": backbone}
+    space = load_space(
+        "search_spaces.modular:ModularSpace", {"structure": structural, "input_sizes": ["96x96"]}
+    )
+    path = settings.data.parent / "inside.yml"
+    path.write_text(YAML.replace("structural:StructuralSpace", "modular:ModularSpace"))
+    measured = [
+        run_trial(changed(settings, space=reference, recipe=ONE_EPOCH), sample, lambda record: None)
+        for reference, sample in (
+            (settings.space, structural),
+            (str(path), space.from_structural(structural)),
+        )
+    ]
+    structure, control = measured
+    assert isinstance(structure, Measured) and isinstance(control, Measured)
+    assert control.info["curve"] == structure.info["curve"]
+    for name in ("map", "params_m", "macs_g"):
+        assert control.metrics[name] == structure.metrics[name]
 
 
 def test_another_seed_trains_otherwise(settings: Settings) -> None:

@@ -207,7 +207,9 @@ def test_a_crash_among_swapped_trials_fails_the_one_that_crashed(
     tuner.receive_trial_result(1, samples[1], result(samples[1]))
     tuner.trial_end(0, True)
     tuner.trial_end(1, False)
-    assert [type(outcomes(tuner)[number]) for number in (0, 1)] == [Failed, Measured]
+    failed, measured = (outcomes(tuner)[number] for number in (0, 1))
+    assert isinstance(measured, Measured)
+    assert isinstance(failed, Failed) and failed.reason == "crash"
 
 
 def test_a_crash_of_the_other_one_before_any_result_fails_nobody_yet(
@@ -220,7 +222,27 @@ def test_a_crash_of_the_other_one_before_any_result_fails_nobody_yet(
     assert outcomes(tuner) == {}
     tuner.receive_trial_result(0, samples[0], result(samples[0]))
     tuner.trial_end(1, True)
-    assert [type(outcomes(tuner)[number]) for number in (0, 1)] == [Measured, Failed]
+    measured, failed = (outcomes(tuner)[number] for number in (0, 1))
+    assert isinstance(measured, Measured)
+    assert isinstance(failed, Failed) and failed.reason == "crash"
+    # that bad exit is accounted for: this trial ended well, and forgot to report
+    tuner.generate_parameters(2)
+    tuner.trial_end(2, True)
+    lost = outcomes(tuner)[2]
+    assert isinstance(lost, Failed) and lost.reason == "error"
+
+
+def test_a_failure_that_a_trial_reported_accounts_for_its_exit_status(
+    make: Callable[[], ParetoTuner],
+) -> None:
+    tuner = make()
+    sample = tuner.generate_parameters(0)
+    tuner.receive_trial_result(0, sample, Failed("nan_loss", "step 3").to_json())
+    tuner.trial_end(0, False)
+    tuner.generate_parameters(1)
+    tuner.trial_end(1, True)
+    lost = outcomes(tuner)[1]
+    assert isinstance(lost, Failed) and lost.reason == "error"
 
 
 # -- other search spaces --------------------------------------------------------------------------

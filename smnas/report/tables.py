@@ -76,7 +76,8 @@ def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
     table.add_column("id", justify="right")
     for name in objectives.names:
         table.add_column(name, justify="right")
-    extra = [n for n in ("params_m", "macs_g") if n not in objectives.names]
+    known = {name for row in rows for name in row} - set(objectives.names)
+    extra = [name for name in ("params_m", "macs_g") if name in known]
     for name in extra:
         table.add_column(name, justify="right")
     staged = any(row["group"] is not None for row in rows)

@@ -25,7 +25,7 @@ class Recipe:
     """A short training from scratch: SGD, linear warm-up, cosine to zero, clipped gradients.
 
     The defaults suit GroupNorm with weight-standardised convolutions, without pre-training, on a
-    few hundred pictures.
+    few hundred pictures (`lr`: benchmarks/recipe_ablation.py).
 
     Args:
         epochs: passes over the training pictures, at least 1.
@@ -47,7 +47,7 @@ class Recipe:
 
     epochs: int = 6
     batch: int = 4
-    lr: float = 0.02
+    lr: float = 0.04
     base_batch: int = 4
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -117,9 +117,10 @@ class Recipe:
     def describe(self) -> str:
         """The recipe in one line, for logs and reports."""
         jitter = "none" if self.scale_jitter is None else "{:g} to {:g}".format(*self.scale_jitter)
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         return (
-            f"{self.epochs} epochs from scratch, batch {self.batch}, SGD lr {self.peak_lr:g} "
-            f"momentum {self.momentum:g} weight decay {self.weight_decay:g}, warm-up "
+            f"{epochs} from scratch, batch {self.batch}, SGD lr {self.peak_lr:g} momentum"
+            f" {self.momentum:g} weight decay {self.weight_decay:g}, warm-up "
             f"{self.warmup_iterations} steps (at most {WARMUP_SHARE:.0%}) from "
             f"{self.warmup_factor:g}x, cosine to 0, gradients clipped at {self.clip_norm:g}, "
             f"flip {self.flip:g}, scale jitter {jitter}"

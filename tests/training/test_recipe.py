@@ -106,6 +106,6 @@ def test_what_is_wrong_in_an_experiment_is_named_with_its_place(values, message)
 
 def test_describe_says_every_number_that_matters():
     text = Recipe(epochs=3, batch=8, scale_jitter=(0.8, 1.25)).describe()
-    for part in ("3 epochs", "batch 8", "lr 0.04", "0.0001", "100 steps", "0.8 to 1.25", "at 10"):
+    for part in ("3 epochs", "batch 8", "lr 0.08", "0.0001", "100 steps", "0.8 to 1.25", "at 10"):
         assert part in text
     assert "scale jitter none" in Recipe().describe()

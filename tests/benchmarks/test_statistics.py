@@ -1,0 +1,126 @@
+"""The benchmarks' arithmetic, on a few numbers whose results can be counted by hand."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def ablation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return import_module("recipe_ablation")
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return import_module("proxy_trust")
+
+
+def rows(values: dict[tuple[str, float], list[float]]) -> list[dict]:
+    """mAP of two seeds at 1 epoch, then of two at 2."""
+    return [
+        {"norm": norm, "lr": lr, "epochs": 1 + k // 2, "seed": k % 2, "map": value}
+        for (norm, lr), maps in values.items()
+        for k, value in enumerate(maps)
+    ]
+
+
+def test_the_ablation_has_every_cell_once(ablation: ModuleType) -> None:
+    cells = ablation.all_cells()
+    assert len({json.dumps(cell) for cell in cells}) == len(cells) == 72
+    assert sum(cell["epochs"] for cell in cells) == 270
+
+
+def test_mean_and_half_the_range_over_seeds(ablation: ModuleType) -> None:
+    first, second = ablation.summary(rows({("gn", 0.02): [0.1, 0.3, 0.4, 0.4]}))
+    assert first == pytest.approx(
+        {"norm": "gn", "lr": 0.02, "epochs": 1, "map": 0.2, "spread": 0.1}
+    )
+    assert (second["epochs"], second["map"], second["spread"]) == (2, pytest.approx(0.4), 0)
+
+
+def test_the_best_setting_and_how_far_it_is_above_the_others(ablation: ModuleType) -> None:
+    best = ablation.verdict(
+        rows({("bn", 0.02): [0.1, 0.2, 0.3, 0.4], ("gn", 0.04): [0.2, 0.3, 0.4, 0.3]})
+    )
+    assert (best["norm"], best["lr"], best["map"]) == ("gn", 0.04, pytest.approx(0.3))
+    (other,) = best["others"]
+    # differences .1 .1 .1 -.1: mean .05, standard deviation .1, error .1 / 2
+    assert other == pytest.approx(
+        {"norm": "bn", "lr": 0.02, "difference": 0.05, "error": 0.05, "wins": 3, "pairs": 4}
+    )
+
+
+def test_a_setting_that_failed_is_named_and_not_compared(ablation: ModuleType) -> None:
+    all_rows = rows({("bn", 0.02): [0.1, 0.2, 0.3, 0.4], ("gn", 0.08): [0.9, 0.9, 0.9, 0.9]})
+    del all_rows[-1]["map"]
+    all_rows[-1]["failed"] = "nan_loss"
+    best = ablation.verdict(all_rows)
+    assert (best["norm"], best["others"], best["failed"]) == ("bn", [], [("gn", 0.08)])
+    assert ablation.summary(all_rows)[-1]["failed"] == "nan_loss"
+
+
+def test_cells_are_measured_once_and_a_torn_line_again(
+    ablation: ModuleType, tmp_path: Path
+) -> None:
+    work, measured = tmp_path / "deep" / "work.jsonl", []
+
+    def measure(cell: dict) -> dict:
+        measured.append(cell["x"])
+        return {"y": 2 * cell["x"]}
+
+    cells = [{"x": 1}, {"x": 2}]
+    assert ablation.measure_cells(work, cells, measure) == [{"x": 1, "y": 2}, {"x": 2, "y": 4}]
+    work.write_text(work.read_text()[:-5])  # as a killed process leaves it
+    more = ablation.measure_cells(work, [*cells, {"x": 3}], measure)
+    assert [row["y"] for row in more] == [2, 4, 6] and measured == [1, 2, 2, 3]
+    assert len(work.read_text().splitlines()) == 3
+
+
+def test_trust_of_a_short_training_that_ranks_as_the_long_one(proxy: ModuleType) -> None:
+    long, latency = np.array([0.1, 0.2, 0.4, 0.3, 0.5]), np.array([10.0, 20, 30, 40, 50])
+    figures = proxy.trust(long / 3, long, latency, np.random.default_rng(0))
+    assert figures == pytest.approx({"tau": 1, "low": 1, "high": 1, "front": 1, "hypervolume": 1})
+
+
+def test_trust_by_hand(proxy: ModuleType) -> None:
+    latency, long = np.array([20.0, 40, 60]), np.array([0.1, 0.3, 0.4])
+    short = np.array([0.1, 0.3, 0.2])  # the third and slowest is dominated: lost
+    figures = proxy.trust(short, long, latency, np.random.default_rng(0))
+    assert figures["tau"] == pytest.approx(1 / 3)  # two pairs in order, one not
+    assert figures["front"] == pytest.approx(2 / 3)
+    # to (66 ms, 0): 20 * .1 + 20 * .3 + 6 * .4 = 10.4; without the third 20 * .1 + 26 * .3 = 9.8
+    assert figures["hypervolume"] == pytest.approx(9.8 / 10.4)
+    assert -1 <= figures["low"] <= figures["tau"] <= figures["high"] <= 1
+
+
+def test_drawn_detectors_are_spread_over_latency(
+    proxy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = len(proxy.HAND_MADE)
+    monkeypatch.setattr(proxy, "STRATA", 2)
+    monkeypatch.setattr(proxy, "FASTEST", 0.8)
+    times = [500.0] * made + [50, 10, 95, 20, 40]
+    timed = [{"latency_of": k, "latency_ms": ms} for k, ms in enumerate(times)]
+    chosen = [row["latency_of"] - made for row in proxy.choose(timed)[made:]]
+    assert len(proxy.choose(timed)) == made + 2
+    assert chosen == [
+        1,
+        0,
+    ]  # the first of 10 and 20 ms, the first of 40 and 50 ms; 95 ms is left out
+
+
+def test_long_training_is_at_least_five_times_as_long(proxy: ModuleType) -> None:
+    assert proxy.LONG >= 5 * max(proxy.SHORT)
+    *short, long = proxy.training_cells({"a": 1})
+    assert {cell["seed"] for cell in short} == {0} and long["seed"] == 1
+    assert [cell["recipe"]["epochs"] for cell in short] == list(proxy.SHORT)
