@@ -6,6 +6,8 @@ themselves are imported by `optimizer` alone.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from pymoo.core.algorithm import Algorithm
 from pymoo.core.individual import Individual
@@ -14,11 +16,15 @@ from pymoo.core.problem import Problem
 from pymoo.core.result import Result
 from pymoo.indicators.hv import HV
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+from scipy.stats import norm, qmc
 
 from smnas.encoding import Encoding
 from smnas.journal import Trial
 from smnas.objectives.vector import Objectives
 from smnas.records import Measured
+
+DIRECTIONS = 128
+"""Directions over which an expected gain of hypervolume is averaged."""
 
 
 def non_dominated(rows: np.ndarray) -> np.ndarray:
@@ -38,6 +44,56 @@ def hypervolume(rows: np.ndarray, reference: np.ndarray) -> float:
     if len(rows) == 0:
         return 0.0
     return float(HV(ref_point=reference)(rows))
+
+
+def ranked(rows: np.ndarray) -> np.ndarray:
+    """Indices of all rows (`n x m`, minimised), the first front first, in their own order within
+    a front.
+    """
+    if len(rows) == 0:
+        return np.array([], dtype=int)
+    return np.concatenate([np.sort(front) for front in NonDominatedSorting().do(rows)]).astype(int)
+
+
+def expected_gains(draws: np.ndarray, rows: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Hypervolume that each of several uncertain points adds to rows, on average.
+
+    Up to a constant factor: hypervolume is the expected value, over directions, of the best
+    Chebyshev score of any row (Zhang & Golovin 2020), so a gain needs no volume to be computed,
+    and any number of objectives costs the same.
+
+    Args:
+        draws: `s x n x m`, minimised: what the `n` points may turn out to be.
+        rows: `k x m`, minimised: what is there.
+        reference: `m`.
+
+    Returns:
+        `n` gains, at least 0.
+    """
+    span = reference - rows.min(axis=0, initial=np.inf)
+    span = np.where((span > 0) & np.isfinite(span), span, 1.0)
+    best = _scores(rows, reference, span).max(axis=0, initial=0.0)
+    total = np.zeros(draws.shape[1])
+    for draw in draws:
+        total += np.clip(_scores(draw, reference, span) - best, 0.0, None).mean(axis=1)
+    return total / len(draws)
+
+
+def _scores(rows: np.ndarray, reference: np.ndarray, span: np.ndarray) -> np.ndarray:
+    """Chebyshev score of each row in each direction, `n x DIRECTIONS`, raised to the power `m`."""
+    better = np.clip((reference - rows) / span, 0.0, None)
+    score = np.full((len(rows), DIRECTIONS), np.inf)
+    for values, parts in zip(better.T, _directions(len(reference)), strict=True):
+        np.minimum(score, values[:, None] / parts, out=score)
+    return score ** len(reference)
+
+
+@cache
+def _directions(m: int) -> np.ndarray:
+    """Unit vectors spread evenly over the positive part of a sphere, `m x DIRECTIONS`."""
+    uniform = qmc.Sobol(m, scramble=False).fast_forward(1).random(DIRECTIONS)
+    normal = norm.ppf(0.5 + uniform / 2)
+    return (normal / np.linalg.norm(normal, axis=1, keepdims=True)).T
 
 
 def measured(trials: list[Trial], objectives: Objectives) -> tuple[list[Trial], np.ndarray]:

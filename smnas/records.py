@@ -20,9 +20,9 @@ Option = str | int | float | bool
 Sample = Mapping[str, Option]
 """`{label: option}`, as NNI uses the word."""
 
-ORIGINS = ("baseline", "control", "mutant", "random", "mating")
+ORIGINS = ("baseline", "control", "mutant", "random", "mating", "model")
 """Where a candidate came from: the experiment's list of known detectors, the detector that a group
-starts from, a mutant of one of these, chance, or the algorithm.
+starts from, a mutant of one of these, chance, the algorithm, or a surrogate's models.
 """
 
 FAILURE_REASONS = {
@@ -56,6 +56,7 @@ class Candidate:
         parents: ids that it was made from: mates, or the detector that it is a mutant of.
         generation: 0 without parents of its own stage, else one more than the youngest of them.
         group: id of the earlier stage's detector whose inside is searched; None in a first stage.
+        knowledge: of origin `model`: `{objective: Kendall's tau of its model in cross-validation}`.
     """
 
     id: int
@@ -65,9 +66,11 @@ class Candidate:
     parents: tuple[int, ...] = ()
     generation: int = 0
     group: int | None = None
+    knowledge: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample", _frozen(self.sample))
+        object.__setattr__(self, "knowledge", _frozen(self.knowledge))
 
     @property
     def identity(self) -> str:
@@ -75,7 +78,7 @@ class Candidate:
         return identity(self.sample)
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        record = {
             "id": self.id,
             "stage": self.stage,
             "sample": dict(self.sample),
@@ -84,6 +87,7 @@ class Candidate:
             "generation": self.generation,
             "group": self.group,
         }
+        return record | ({"knowledge": dict(self.knowledge)} if self.knowledge else {})
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Candidate:
@@ -96,6 +100,7 @@ class Candidate:
             tuple(record.get("parents", ())),
             record.get("generation", 0),
             record.get("group"),
+            record.get("knowledge", {}),
         )
 
 

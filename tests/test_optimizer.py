@@ -14,15 +14,23 @@ import pytest
 from nni.mutable import Categorical, ExpressionConstraint, MutableList
 from toy import WalkingSpace, toy_outcome, toy_outcome_with_failures
 
-from smnas import pareto
+from smnas import pareto, surrogate
+from smnas.algorithms import ALGORITHMS
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, SpaceError, SpaceExhausted
 from smnas.objectives.vector import Objectives
-from smnas.optimizer import ALGORITHMS, IndexMutation, LegalRepair, Optimizer
+from smnas.operators import IndexMutation, LegalRepair
+from smnas.optimizer import Optimizer
 from smnas.records import Candidate, Failed, Measured, Outcome, Sample
 
-NAMES = [*ALGORITHMS, "random", "pymoo.algorithms.moo.nsga2:NSGA2"]
+NAMES = [*ALGORITHMS, "random", "surrogate", "pymoo.algorithms.moo.nsga2:NSGA2"]
 POPULATION = 8
+
+
+@pytest.fixture(autouse=True)
+def _short_inner_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well a surrogate searches is tested with it."""
+    monkeypatch.setattr(surrogate, "INNER_GENERATIONS", 2)
 
 
 def run(
@@ -40,32 +48,69 @@ def run(
     return candidates
 
 
+def fresh(
+    name: str, encoding: Encoding, objectives: Objectives, seed: int = 1, generational: bool = False
+) -> Optimizer:
+    # one quick model: what the choice between them is worth has tests of its own
+    return Optimizer(
+        encoding,
+        objectives,
+        algorithm=name,
+        algorithm_args={"models": ["ridge"]} if name == "surrogate" else {},
+        population=POPULATION,
+        seed=seed,
+        generational=generational,
+    )
+
+
 @pytest.mark.parametrize("generational", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(
     name: str, generational: bool, encoding: Encoding, objectives: Objectives
 ) -> None:
-    """Six populations: legal, never twice, ids in order, the same again for the same seed."""
-
-    def fresh(seed: int) -> Optimizer:
-        return Optimizer(
-            encoding,
-            objectives,
-            algorithm=name,
-            population=POPULATION,
-            seed=seed,
-            generational=generational,
-        )
-
-    candidates = run(fresh(1), 6 * POPULATION)
-    assert [c.id for c in candidates] == list(range(6 * POPULATION))
+    """Four populations of mixed choices under a rule, with failures: legal, never twice, ids in
+    order, the same again for the same seed.
+    """
+    candidates, again, other = (
+        run(fresh(name, encoding, objectives, seed, generational), 4 * POPULATION)
+        for seed in (1, 1, 2)
+    )
+    assert [c.id for c in candidates] == list(range(4 * POPULATION))
     assert len({c.identity for c in candidates}) == len(candidates)
     assert all(encoding.is_legal(encoding.index(c.sample)) for c in candidates)
-    assert candidates == run(fresh(1), 6 * POPULATION)
-    assert candidates != run(fresh(2), 6 * POPULATION)
+    assert candidates == again
+    assert candidates != other
+    born = "random" if name == "random" else "model" if name == "surrogate" else "mating"
+    assert born in {c.origin for c in candidates}
 
 
-@pytest.mark.parametrize("name", ["nsga2", "smsemoa"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resume_with_running_candidates_and_results_out_of_order(
+    name: str, encoding: Encoding, objectives: Objectives
+) -> None:
+    """Three workers; the middle one of the running candidates always comes back first."""
+    whole, cut = (fresh(name, encoding, objectives) for _ in range(2))
+    events: list[Candidate | int] = []
+    known: dict[int, Candidate] = {}
+    for _ in range(3 * POPULATION):
+        while len(whole.pending) < 3:
+            asked = whole.ask()
+            assert asked is not None
+            events.append(asked)
+            known[asked.id] = asked
+        back = whole.pending[1]
+        whole.tell(back, toy_outcome_with_failures(known[back].sample))
+        events.append(back)
+    for event in events:
+        if isinstance(event, Candidate):
+            cut.replay(event)
+        else:
+            cut.tell(event, toy_outcome_with_failures(known[event].sample))
+    assert cut.pending == whole.pending
+    assert run(cut, 4) == run(whole, 4)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_three_objectives(name: str, encoding: Encoding) -> None:
     objectives = Objectives(
         {"latency_ms": "minimize", "map": "maximize", "params_m": "minimize"},
@@ -73,12 +118,13 @@ def test_three_objectives(name: str, encoding: Encoding) -> None:
     )
 
     def outcome(sample: Sample) -> Outcome:
-        both = toy_outcome(sample)
-        assert isinstance(both, Measured)
+        both = toy_outcome_with_failures(sample)
+        if isinstance(both, Failed):
+            return both
         return Measured({**both.metrics, "params_m": float(sample["d3"]) + 1})
 
-    optimizer = Optimizer(encoding, objectives, algorithm=name, population=POPULATION)
-    assert len(run(optimizer, 5 * POPULATION, outcome)) == 5 * POPULATION
+    candidates = run(fresh(name, encoding, objectives), 3 * POPULATION, outcome)
+    assert len({c.identity for c in candidates}) == 3 * POPULATION
 
 
 def test_every_option_of_every_choice_is_proposed(
@@ -104,18 +150,36 @@ def test_mating_beats_chance(encoding: Encoding, objectives: Objectives) -> None
     assert statistics.median(gain) > 0
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_results_in_any_order_make_the_same_next_generation(
-    encoding: Encoding, objectives: Objectives
+    name: str, encoding: Encoding, objectives: Objectives
 ) -> None:
-    def second_generation(order: Callable[[list], list]) -> list[Candidate | None]:
-        optimizer = Optimizer(encoding, objectives, population=POPULATION, generational=True)
-        first = [optimizer.ask() for _ in range(POPULATION)]
-        assert optimizer.ask() is None  # the generation is out
-        for candidate in order(first):
-            optimizer.tell(candidate.id, toy_outcome(candidate.sample))
+    def third_generation(order: Callable[[list], list]) -> list[Candidate | None]:
+        optimizer = fresh(name, encoding, objectives, generational=True)
+        for _ in range(2):
+            out = [optimizer.ask() for _ in range(POPULATION)]
+            assert name == "random" or optimizer.ask() is None  # the generation is out
+            for candidate in order(out):
+                optimizer.tell(candidate.id, toy_outcome_with_failures(candidate.sample))
         return [optimizer.ask() for _ in range(POPULATION)]
 
-    assert second_generation(list) == second_generation(lambda cs: list(reversed(cs)))
+    assert third_generation(list) == third_generation(lambda cs: list(reversed(cs)))
+
+
+def test_one_worker_and_many_make_the_same_generations(
+    encoding: Encoding, objectives: Objectives
+) -> None:
+    """A generation ends when it is whole, not when nothing happens to be running."""
+    one, many = (fresh("nsga2", encoding, objectives, generational=True) for _ in range(2))
+    by_one = run(one, 3 * POPULATION)
+    by_many = []
+    for _ in range(3):
+        out = [many.ask() for _ in range(POPULATION)]
+        for candidate in out:
+            assert candidate is not None
+            many.tell(candidate.id, toy_outcome_with_failures(candidate.sample))
+        by_many += out
+    assert by_one == by_many
 
 
 def test_a_worker_never_waits_in_steady_state(encoding: Encoding, objectives: Objectives) -> None:
@@ -331,6 +395,15 @@ def test_telling_twice_or_unasked_is_our_mistake(
         ({"algorithm": "pymoo.core.problem:Problem"}, "wanted a pymoo GeneticAlgorithm"),
         ({"algorithm_args": {"survial": 1}}, "no setting named 'survial'; did you mean 'survival'"),
         ({"algorithm": "random", "algorithm_args": {"x": 1}}, "algorithm_args of random"),
+        ({"algorithm": "surrogate", "algorithm_args": {"model": []}}, "did you mean 'models'"),
+        (
+            {"algorithm": "surrogate", "algorithm_args": {"models": ["tres"]}},
+            "did you mean 'trees'",
+        ),
+        ({"algorithm": "rvea", "algorithm_args": {"horison": 9}}, "did you mean 'horizon'"),
+        ({"algorithm": "rvea", "algorithm_args": {"horizon": 0}}, "horizon: wanted at least 1"),
+        ({"algorithm": "moead", "algorithm_args": {"n_neighbors": 1}}, "wanted at least 2, got 1"),
+        ({"algorithm": "moed"}, "did you mean 'moead'"),
         ({"population": 1}, "population: wanted a whole number of at least 2, got 1"),
         ({"population": 4.0}, "population: wanted a whole number of at least 2, got 4.0"),
         ({"seed": -1}, "seed: wanted a whole number of at least 0, got -1"),

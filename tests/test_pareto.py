@@ -72,3 +72,31 @@ def test_hypervolume_never_falls_and_ends_at_the_front_s(run: Path, objectives: 
     assert len(curve) == 40 and curve == sorted(curve)
     _, rows = pareto.measured(pareto.front(trials, objectives), objectives)
     assert curve[-1] == pytest.approx(pareto.hypervolume(rows, objectives.reference_point))
+
+
+def test_ranked_gives_the_fronts_one_after_the_other() -> None:
+    rows = np.array([[3.0, 3.0], [1.0, 2.0], [2.0, 1.0], [2.0, 2.0]])
+    assert pareto.ranked(rows).tolist() == [1, 2, 3, 0]
+    assert pareto.ranked(rows[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_expected_gains_are_proportional_to_hypervolume(m: int) -> None:
+    """Points that are certain, against one row: within the error of 128 directions."""
+    rng = np.random.default_rng(m)
+    row, points = np.full((1, m), 0.5), rng.random((40, m))
+    reference = np.ones(m)
+    gains = pareto.expected_gains(points[None], row, reference)
+    exact = [pareto.hypervolume(np.vstack([row, point]), reference) - 0.5**m for point in points]
+    assert np.corrcoef(gains, exact)[0, 1] > 0.99
+    assert (gains[np.all(points >= 0.5, axis=1)] == 0).all()
+
+
+def test_a_gain_is_the_mean_over_draws_and_knows_no_gain_beyond_the_reference() -> None:
+    reference, rows = np.ones(2), np.array([[0.5, 0.5]])
+    better, worse = np.array([[0.2, 0.2]]), np.array([[0.9, 0.9]])
+    sure = pareto.expected_gains(better[None], rows, reference)
+    half = pareto.expected_gains(np.stack([better, worse]), rows, reference)
+    assert half == pytest.approx(sure / 2)
+    beyond = np.array([[[0.0, 1.5]]])
+    assert pareto.expected_gains(beyond, rows[:0], reference).tolist() == [0.0]

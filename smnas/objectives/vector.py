@@ -70,6 +70,14 @@ class Objectives:
         """Objectives that a set of metrics lacks."""
         return [name for name in self.names if name not in metrics]
 
+    def known(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """`{name: value to be minimised}` of the objectives that a set of metrics has."""
+        return {
+            name: float(metrics[name]) * DIRECTIONS[direction]
+            for name, direction in self.directions.items()
+            if name in metrics
+        }
+
     def minimised(self, metrics: Mapping[str, float]) -> np.ndarray:
         """`m` values to be minimised, in the order of `names`.
 
