@@ -26,6 +26,9 @@ from typing import IO
 from smnas.errors import RunError
 from smnas.records import Candidate, Failed, Outcome, outcome_from_json
 
+EXAMPLES_FILE = "examples.json"
+"""What a trial's folder may hold for reports: detections in a few pictures."""
+
 _POLL_SECONDS = 0.02
 _TAIL_LINES = 20
 
