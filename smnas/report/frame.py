@@ -49,9 +49,13 @@ def to_frame(history: History) -> pd.DataFrame:
     names = baseline_names(history)
     rows = [_facts(trial, best, names) for trial in trials]
     metrics = pd.DataFrame([dict(t.outcome.metrics) if t.outcome else {} for t in trials])
-    samples = pd.DataFrame([dict(trial.candidate.sample) for trial in trials])
     # whole numbers stay whole where some candidates have not that choice
-    return pd.concat([pd.DataFrame(rows), metrics, samples.convert_dtypes()], axis=1)
+    samples = pd.DataFrame([dict(trial.candidate.sample) for trial in trials]).convert_dtypes()
+    # options of several types in one choice are text: a column of a table has one type
+    mixed = samples.select_dtypes("object").columns
+    samples[mixed] = samples[mixed].astype("string")
+    facts = pd.DataFrame(rows).astype({"group": "Int64", "baseline": "string", "reason": "string"})
+    return pd.concat([facts, metrics, samples], axis=1)
 
 
 def save_frame(frame: pd.DataFrame, path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +28,9 @@ from smnas.report.tables import baseline_names, objectives_of, training_note
 
 _DIGITS = 6
 """Significant ones of numbers on the page; CSV and frames have all."""
+
+_LONG = 20
+"""Options of a choice beyond which only the ends are named."""
 
 _CURVE = ("epoch", "loss", "map")
 
@@ -244,7 +247,9 @@ def _facts(history: History) -> list[tuple[str, str]]:
         "trial": experiment.get("trial_command"),
         "workers": header.get("workers"),
         "devices": ", ".join(f"{k} ({n})" for k, n in measured_devices(history).items()),
-        "machine": ", ".join(f"{machine[k]}" for k in ("cpu", "cores", "system") if k in machine),
+        "processor": machine.get("cpu"),
+        "cores": machine.get("cores"),
+        "system": machine.get("system"),
         "versions": ", ".join(f"{k} {v}" for k, v in machine.get("versions", {}).items()),
         "commit": machine.get("commit"),
     }
@@ -258,9 +263,10 @@ def _choices(history: History) -> list[tuple[str, str]]:
         for label, listed in header["space"]["choices"].items():
             known = options.setdefault(label, [])
             known.extend(option for option in listed if option not in known)
-    text: Callable[[list[Any]], str] = lambda listed: (
-        ", ".join(map(str, listed))
-        if len(listed) <= 20
-        else f"{listed[0]} … {listed[-1]} ({len(listed)} options)"
-    )
-    return [(label, text(listed)) for label, listed in options.items()]
+    return [(label, _listing(listed)) for label, listed in options.items()]
+
+
+def _listing(options: Sequence[Any]) -> str:
+    if len(options) > _LONG:
+        return f"{options[0]} … {options[-1]} ({len(options)} options)"
+    return ", ".join(map(str, options))

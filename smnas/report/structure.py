@@ -11,7 +11,7 @@ from smnas.detectors.operators import INNER, STRUCTURE, string_of
 from smnas.detectors.strings import STRINGS, BackboneString
 from smnas.records import Sample
 
-_PROPOSALS = {"rpn": "RPN", "ga_rpn": "guided-anchoring RPN", "none": "none, one stage"}
+_PROPOSALS = {"rpn": "RPN", "ga_rpn": "guided-anchoring RPN", "none": "no proposals"}
 _HEADS = {
     "rcnn": "R-CNN",
     "cascade2": "Cascade R-CNN, 2 stages",

@@ -30,7 +30,8 @@ const points = data.runs.flatMap((run) => run.points).sort((a, b) => a.x - b.x);
 const fronts = points.filter((trial) => trial.front);
 
 const nameOf = (trial) => `#${trial.id}${trial.baseline ? ` ${trial.baseline}` : ""}${severalRuns ? ` of ${trial.run.name}` : ""}`;
-const valuesOf = (trial) => objectives.map((one) => `${label(one.name)} ${number(one.name, trial.metrics[one.name])}`).join(", ");
+const valueOf = (name, value) => (name === "latency_ms" ? `${number(name, value)} ms` : `${label(name)} ${number(name, value)}`);
+const valuesOf = (trial) => objectives.map((one) => valueOf(one.name, trial.metrics[one.name])).join(", ");
 const outline = (trial) => trial.blocks.map((block) => `${block.part}: ${block.string ?? block.text}`);
 const parentOf = (trial) => (trial.group === undefined ? undefined : trial.run.byId.get(trial.group));
 const childrenOf = (trial) =>

@@ -14,6 +14,8 @@ function frontSection() {
   return section("Front", front.host, frontLegend(), html("p", { class: "small soft noprint" }, hint), picker());
 }
 
+const axisTitle = (name) => (name === "id" ? "trial" : /^(map|ap)/.test(name) ? `${label(name)}, search split` : label(name));
+
 function range(values, share) {
   const low = Math.min(...values), high = Math.max(...values);
   const edge = (high - low || Math.abs(high) || 1) * share;
@@ -23,8 +25,8 @@ function range(values, share) {
 function drawFront(width) {
   if (!points.length) return front.host.replaceChildren(html("p", { class: "soft" }, "No detector has been measured yet."));
   const half = (trial) => (trial.spread ?? 0) / 2;
-  const x = { ...range(points.flatMap((t) => [t.x - half(t), t.x + half(t)]), 0.04), title: X.name === "id" ? "trial" : label(X.name) };
-  const y = { ...range(points.map((t) => t.y), 0.06), title: label(Y.name) };
+  const x = { ...range(points.flatMap((t) => [t.x - half(t), t.x + half(t)]), 0.04), title: axisTitle(X.name) };
+  const y = { ...range(points.map((t) => t.y), 0.06), title: axisTitle(Y.name) };
   const place = axes(width, Math.max(300, Math.min(540, Math.round(width * 0.56))), x, y);
   const { layer, sx, sy, box } = place;
   front.place = place;
@@ -193,7 +195,7 @@ function picker() {
   };
   setLimit(front.limit);
   const title = X.name === "latency_ms" ? "Best under (ms)" : `Best under: ${label(X.name)}`;
-  return html("div", { class: "picker" }, html("div", { class: "row" }, html("label", { for: "limit" }, html("b", {}, title)), slide, exact, html("span", { class: "printonly" })), answer);
+  return html("div", { class: "picker" }, html("div", { class: "row" }, html("label", { for: "limit" }, html("b", {}, title)), slide, exact), answer);
 }
 
 function drawLimit() {

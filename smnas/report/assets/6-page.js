@@ -41,7 +41,7 @@ function frontTable() {
 function comparison() {
   if (!severalRuns) return null;
   const c = data.comparison;
-  const where = Object.entries(c.reference).map(([name, value]) => `${label(name)} ${number(name, value)}`).join(", ");
+  const where = Object.entries(c.reference).map(([name, value]) => valueOf(name, value)).join(", ");
   const sum = (run, pick) => run.budget.reduce((total, stage) => total + pick(stage), 0);
   const rows = data.runs.map((run, k) => [
     run.name, sum(run, (s) => s.asked).toLocaleString("en"), sum(run, (s) => s.measured).toLocaleString("en"), String(run.front.length),
@@ -56,7 +56,7 @@ function comparison() {
 }
 
 function growthSection() {
-  const series = (over) => data.runs.map((run) => ({ name: run.name, colour: frontColour(run), dash: run.dash, step: true, points: run.growth.hypervolume.map((value, k) => [over(run, k), value]) }));
+  const series = (over) => data.runs.map((run) => ({ name: run.name, colour: frontColour(run), dash: run.dash, step: true, points: [[0, 0], ...run.growth.hypervolume.map((value, k) => [over(run, k), value])] }));
   return section("Hypervolume",
     html("div", { class: "pair" },
       lineChart("over trials", "finished trials", "hypervolume", series((run, k) => k + 1)),
