@@ -92,12 +92,14 @@ function frontLegend() {
   const run = data.runs[0];
   const shapes = severalRuns
     ? data.runs.map((one) => [`${one.name} (front of ${one.front.length})`, svg("path", { d: "M0 8H24", stroke: one.colour, "stroke-dasharray": one.dash }), mark(one.shape, 12, 8, 5.5, { fill: one.colour })])
-    : run.stages.map((stage, k) => [`front${run.stages.length > 1 ? `, ${stage}` : ""} (${run.front.filter((t) => t.stage === stage).length})`, mark(SHAPES[k % SHAPES.length], 12, 8, 5.5, { fill: "var(--blue)" })]);
+    : [[`front (${fronts.length})`, mark("circle", 12, 8, 5.5, { fill: "var(--blue)" })]];
+  const stages = !severalRuns && run.stages.length > 1 ? run.stages.map((stage, k) => [stage, mark(SHAPES[k % SHAPES.length], 12, 8, 5, { fill: "none", stroke: "var(--ink)" })]) : [];
   const linked = fronts.some((trial) => parentOf(trial));
   const spread = points.some((trial) => trial.spread);
   return legend([
     ...shapes,
-    [`dominated (${points.length - fronts.length})`, mark(severalRuns ? "circle" : run.shape, 12, 8, 3.5, { fill: "none", stroke: severalRuns ? "var(--ink)" : "var(--grey)" })],
+    [`dominated (${points.length - fronts.length})`, mark("circle", 12, 8, 3.5, { fill: "none", stroke: severalRuns ? "var(--ink)" : "var(--grey)" })],
+    ...stages,
     points.some((t) => t.baseline) && ["baseline", svg("rect", { x: 6, y: 2, width: 12, height: 12, fill: "none", stroke: "var(--orange)", "stroke-width": 2, transform: "rotate(45 12 8)" })],
     fronts.some((t) => t.knee) && ["knee point", kneeMark(12, 8)],
     spread && ["latency, middle half of the calls", svg("path", { class: "bars", d: "M2 8H22", stroke: "var(--ink)" })],

@@ -8,7 +8,7 @@ function openCard(trial, from) {
   front.chosen = trial;
   look(null);
   const heading = html("h2", { tabindex: -1 }, nameOf(trial));
-  card.replaceChildren(cardBar(trial), heading, ...cardParts(trial));
+  card.replaceChildren(heading, cardBar(trial), ...cardParts(trial));
   card.hidden = false;
   card.scrollTop = 0;
   document.getElementById("layout").classList.add("with-card");
@@ -33,7 +33,11 @@ document.addEventListener("keydown", (event) => {
 function cardBar(trial) {
   const go = (text, by, title) => {
     const other = step(fronts, by, trial);
-    return html("button", { type: "button", title, disabled: other === trial, onclick: () => openCard(other) }, text);
+    const walk = () => {
+      openCard(other);
+      document.querySelector(`#card [data-step="${by}"]:enabled`)?.focus();
+    };
+    return html("button", { type: "button", title, disabled: other === trial, "data-step": by, onclick: walk }, text);
   };
   return html("div", { class: "bar" }, go("← front", -1, "previous detector of the front"), go("front →", 1, "next detector of the front"),
     html("button", { type: "button", class: "close", onclick: closeCard }, "Close"));

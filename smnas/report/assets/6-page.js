@@ -29,7 +29,7 @@ function frontTable() {
       trial.knee && " ★ knee", trial.baseline && ` ◇ ${trial.baseline}`, parentOf(trial) && ` from #${trial.group}`),
     severalRuns && trial.run.name,
     ...[...objectives.map((one) => one.name), ...extra].map((name) => number(name, trial.metrics[name])),
-    trial.blocks.map((block) => block.text).join(" · "),
+    trial.blocks.map((block) => block.string ?? block.text).join(" · "),
   ].filter((cell) => cell !== false);
   const place = html("div");
   const draw = (all) => place.replaceChildren(table(null, columns, (all ? points : fronts).map(row), { class: "rows", id: "rows" }));
