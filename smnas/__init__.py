@@ -1,7 +1,7 @@
 """smnas: search whole object detectors for the Pareto front of latency against mAP.
 
-Light: importing the package imports no torch, NNI or pymoo; `load_result` and `load_frame` bring what
-they need when they are called.
+Light: importing the package imports no torch, NNI or pymoo; `load_result` and `load_frame` bring
+what they need when they are called.
 """
 
 from __future__ import annotations

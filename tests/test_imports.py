@@ -38,14 +38,14 @@ def import_blocked(blocked: str, modules: str) -> subprocess.CompletedProcess[st
         (
             "torch,torchvision,nni,pymoo,matplotlib,pycocotools",
             "smnas,smnas.records,smnas.errors,smnas.journal,smnas.study,smnas.runner,smnas.cli,"
-            "smnas.quiet,smnas.machine,smnas.report.command,smnas.objectives.vector,smnas.data.split,"
-            "smnas.training.recipe",
+            "smnas.quiet,smnas.machine,smnas.objectives.vector,smnas.data.split,"
+            "smnas.training.recipe,smnas.report.command",
         ),
         (
             "torch,torchvision,detectron2,matplotlib,pytorch_lightning",
             "smnas.encoding,smnas.experiment,smnas.optimizer,smnas.pareto,smnas.display,"
-            "smnas.report.tables,smnas.report.result,smnas.report.page,smnas.report.frame,"
-            "smnas.stages,smnas.detectors.operators",
+            "smnas.report.tables,smnas.report.result,smnas.stages,smnas.detectors.operators,"
+            "smnas.report.page,smnas.report.frame",
         ),
     ],
 )

@@ -58,9 +58,7 @@ def write_page(
         raise RunError(f"report {out}: cannot be written: {error.strerror}") from error
 
 
-def make_page(
-    runs: Sequence[Path], device: str | None = None, mixed_devices: bool = False
-) -> str:
+def make_page(runs: Sequence[Path], device: str | None = None, mixed_devices: bool = False) -> str:
     """The report's HTML; see `write_page`."""
     histories = [open_run(run, device, mixed_devices) for run in runs]
     if not mixed_devices:
@@ -205,9 +203,11 @@ class _Packer:
         return {
             "card": None if conditions is None else self._cards.number(conditions),
             "recipe": None if recipe is None else self._recipes.number(recipe),
-            "curve": {name: _rounded([epoch.get(name) for epoch in curve]) for name in _CURVE}
-            if curve
-            else None,
+            "curve": (
+                {name: _rounded([epoch.get(name) for epoch in curve]) for name in _CURVE}
+                if curve
+                else None
+            ),
         }
 
 

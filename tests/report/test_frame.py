@@ -64,9 +64,7 @@ def test_csv_and_parquet_hold_the_frame(toy_header: dict, tmp_path: Path) -> Non
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), frame)
 
 
-def test_refusals(
-    toy_header: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refusals(toy_header: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = to_frame(two_stages(toy_header))
     with pytest.raises(RunError, match="wanted a file .csv or .parquet, got .*t.xlsx"):
         save_frame(frame, tmp_path / "t.xlsx")

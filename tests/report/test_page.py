@@ -76,9 +76,7 @@ def test_names_cannot_break_out_of_the_data(toy_run: Callable[..., Path], tmp_pa
     assert set("<>&\u2028") & set(embeddable({"name": name})) == set()
 
 
-def test_a_trial_shows_its_training_latency_and_examples(
-    toy_header: dict, tmp_path: Path
-) -> None:
+def test_a_trial_shows_its_training_latency_and_examples(toy_header: dict, tmp_path: Path) -> None:
     curve = [{"epoch": 1, "loss": 2.0, "map": 0.123456789}, {"epoch": 2, "loss": 1.0, "map": 0.2}]
     card = {"median_ms": 3.0, "iqr_ms": 0.1, "count": 9, "device": "cpu", "input_size": [96, 64]}
     info = {"curve": curve, "latency": card, "recipe": "2 epochs", "device": "cpu"}
@@ -180,9 +178,7 @@ def large_run(run: Path, data: Path, header: dict, trials: int) -> Path:
         values = dict.fromkeys(METRICS, size / 3) | {
             "latency_ms": 40 * size, "latency_iqr_ms": size / 3, "map": quality,
         }  # fmt: skip
-        curve = [
-            {"epoch": e, "loss": 2 / e / size, "map": quality * e / 12} for e in range(1, 13)
-        ]
+        curve = [{"epoch": e, "loss": 2 / e / size, "map": quality * e / 12} for e in range(1, 13)]
         sample = {"backbone": "resnet101", **structure, "extra": k}
         candidate = Candidate(k, "structural", sample, "mating", (max(0, k - 1), max(0, k - 2)))
         info = {"curve": curve, "latency": card, "recipe": "12 epochs", "device": card["device"]}

@@ -10,9 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("selenium", reason="the browser wants selenium: pip install 'smnas[dev]'")
-
 from browser import CHROMIUM, DRIVER, open_browser, resize
 from PIL import Image
 from selenium.webdriver import Chrome, Keys
@@ -23,9 +20,9 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from smnas.journal import FILE_NAME, Asked, Told, event_to_json
 from smnas.records import Candidate, Failed, Measured, Outcome
+from smnas.report.devices import open_run
 from smnas.report.page import write_page
 from smnas.report.tables import front_rows
-from smnas.report.devices import open_run
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "benchmarks" / "results" / "bccd-structural"
@@ -170,9 +167,7 @@ def examples(run: Path) -> None:
     (run / "modular" / "trials" / "1" / "examples.json").write_text(record)
 
 
-def test_lineage_failures_and_examples(
-    browser: Chrome, tmp_path: Path, toy_header: dict
-) -> None:
+def test_lineage_failures_and_examples(browser: Chrome, tmp_path: Path, toy_header: dict) -> None:
     show(browser, tmp_path, two_stages(tmp_path / "run", toy_header))
     assert len(find(browser, "#front path.links")) == 1, "from the child to its parent"
     assert "nan_loss" in one(browser, "#failures").text
