@@ -24,7 +24,7 @@ from smnas.report import overview
 from smnas.report.devices import measured_devices, open_run
 from smnas.report.pictures import Album, read_examples
 from smnas.report.structure import backbone_string, blocks_of
-from smnas.report.tables import baseline_names, objectives_of, training_note
+from smnas.report.tables import baseline_names, choices_of, objectives_of, training_note
 
 _DIGITS = 6
 """Significant ones of numbers on the page; CSV and frames have all."""
@@ -258,12 +258,7 @@ def _facts(history: History) -> list[tuple[str, str]]:
 
 def _choices(history: History) -> list[tuple[str, str]]:
     """The options of every choice of all stages; long lists by their ends."""
-    options: dict[str, list[Any]] = {}
-    for header in (history.header, *history.later):
-        for label, listed in header["space"]["choices"].items():
-            known = options.setdefault(label, [])
-            known.extend(option for option in listed if option not in known)
-    return [(label, _listing(listed)) for label, listed in options.items()]
+    return [(label, _listing(options)) for label, options in choices_of(history).items()]
 
 
 def _listing(options: Sequence[Any]) -> str:

@@ -21,7 +21,7 @@ from smnas.errors import RunError
 from smnas.journal import History, Trial
 from smnas.objectives.vector import Objectives
 from smnas.records import Measured, Option
-from smnas.report.tables import baseline_names, objectives_of
+from smnas.report.tables import baseline_names, choices_of, objectives_of
 
 # colour-blind safe (Okabe and Ito 2008), told apart by shape too
 _FRONT, _DOMINATED, _BASELINE = "#0072B2", "#999999", "#D55E00"
@@ -187,15 +187,8 @@ def _options(history: History, trials: list[Trial]) -> dict[str, list[Option]]:
     """The options that measured detectors have of each choice, in the order of the spaces; choices
     that are the same everywhere are left out.
     """
-    listed: dict[str, list[Option]] = {}
-    for header in (history.header, *history.later):
-        for label, options in header["space"]["choices"].items():
-            known = listed.setdefault(label, [])
-            known.extend(option for option in options if option not in known)
-            if all(isinstance(option, int | float) for option in known):
-                known.sort()
     found: dict[str, list[Option]] = {}
-    for label, options in listed.items():
+    for label, options in choices_of(history).items():
         used = {t.candidate.sample[label] for t in trials if label in t.candidate.sample}
         if len(used) > 1:
             found[label] = [option for option in options if option in used]
