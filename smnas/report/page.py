@@ -117,15 +117,15 @@ def _content(histories: Sequence[History], folders: Sequence[Path]) -> dict[str,
 
 
 def _named(histories: Sequence[History], folders: Sequence[Path]) -> list[History]:
-    """Runs of one experiment are told apart by their folders."""
+    """Runs of one experiment are told apart by their folders, these by their numbers."""
     names = [history.header["name"] for history in histories]
-    if len(set(names)) == len(names):
-        return list(histories)
-    own = [f"{name} ({folder.resolve().name})" for name, folder in zip(names, folders, strict=True)]
-    unique = own if len(set(own)) == len(own) else [f"{n} {k}" for k, n in enumerate(own, 1)]
+    if len(set(names)) < len(names):
+        names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [f"{name} {number}" for number, name in enumerate(names, start=1)]
     return [
         History({**history.header, "name": name}, history.events, history.later)
-        for history, name in zip(histories, unique, strict=True)
+        for history, name in zip(histories, names, strict=True)
     ]
 
 

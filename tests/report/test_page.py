@@ -109,10 +109,12 @@ def test_runs_side_by_side_are_compared_and_told_apart(
     run = toy_run(20)
     other = copy(run, tmp_path / "again")
     found = content(make_page([run, other]))
-    assert [one["name"] for one in found["runs"]] == ["toy (run)", "toy (again)"]
+    assert [one["name"] for one in found["runs"]] == ["run", "again"]
     assert found["comparison"]["coverage"] == [[1.0, 1.0], [1.0, 1.0]]
     named = content(make_page([run, copy(run, tmp_path / "third", name="other")]))
     assert [one["name"] for one in named["runs"]] == ["toy", "other"]
+    twice = content(make_page([run, run]))
+    assert [one["name"] for one in twice["runs"]] == ["run 1", "run 2"]
 
 
 def test_devices_are_not_mixed(toy_header: dict, tmp_path: Path) -> None:

@@ -191,6 +191,6 @@ def test_runs_side_by_side(browser: Chrome, tmp_path: Path, toy_header: dict) ->
     show(browser, tmp_path, *runs, width=360)
     assert width_of_page(browser) == 360
     names = [cell.text for cell in find(browser, "#comparison tbody th")]
-    assert names == ["toy (first)", "toy (second)"]
+    assert names == ["first", "second"]
     assert len(find(browser, "#coverage tbody tr")) == 2
     assert {mark.tag_name for mark in find(browser, "#front [data-run]")} == {"circle", "polygon"}

@@ -52,7 +52,7 @@ def test_the_surest_boxes_of_a_few_pictures_in_pixels_of_the_file(data: CocoData
     assert picture["found"][0] == [60.0, 60.0, 80.0, 100.0, 3, 0.874]
     scores = [box[5] for box in picture["found"]]
     assert scores == sorted(scores, reverse=True)
-    (first, *_) = data.coco.imgToAnns[data.image_ids[0]]
+    first, *_ = data.coco.imgToAnns[data.image_ids[0]]
     left, top, width, height = first["bbox"]
     corners = [left, top, left + width, top + height]
     assert picture["truth"][0][:4] == pytest.approx(corners, abs=0.06)

@@ -52,7 +52,7 @@ function comparison() {
       [["run", ""], ["trials", "number"], ["measured", "number"], ["front", "number"], ["hypervolume", "number"], ["on the joint front", "number"], ["first to last", "number"], ["training", "number"]], rows, { class: "rows", id: "comparison" }),
     html("br"),
     table("Coverage: the share of a column's front that some detector of a row's front is at least as good as.",
-      [["", ""], ...data.runs.map((run) => [run.name, "number"])], data.runs.map((run, a) => [run.name, ...c.coverage[a].map((value, b) => (a === b ? "–" : percent(value)))]), { id: "coverage" }));
+      [["", ""], ...data.runs.map((run) => [run.name, "number"])], data.runs.map((run, a) => [run.name, ...c.coverage[a].map((value, b) => (a === b ? "–" : percent(value)))]), { class: "rows", id: "coverage" }));
 }
 
 function growthSection() {
