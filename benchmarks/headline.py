@@ -210,8 +210,9 @@ def _entry(contest: Contest, name: str, rows: list[Cell], rounds: list[float]) -
 def compare(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Our front against Faster R-CNN R50-FPN, and against all hand-made ones by hypervolume.
 
-    The reference corner is 1.1 times the slowest detector's latency and mAP 0. `fastest_at_least_as_good` is
-    the fastest of ours that is one mAP point (.01) or more above the reference; `best` our best.
+    The reference corner is 1.1 times the slowest detector's latency and mAP 0.
+    `fastest_at_least_as_good` is the fastest of ours that is one mAP point (.01) or more above the
+    reference; `best` our best.
     """
     reference = next(e for e in entries if e["name"] == REFERENCE)
     ours = [e for e in entries if not e["hand_made"]]
