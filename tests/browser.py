@@ -65,6 +65,7 @@ def take_picture(run: Path, out: Path) -> None:
         resize(browser, 1440, 900)
         browser.get(page.as_uri())
         browser.find_element(By.CSS_SELECTOR, "#pick button").click()
+        browser.execute_script("scrollTo(0, 0)")
         browser.save_screenshot(str(out))
 
 

@@ -20,7 +20,7 @@ def write(path: Path, header: dict, candidate: Candidate, latency: float, qualit
         Told(candidate.id, Measured({"latency_ms": latency, "map": quality}), candidate.id + 1.0),
     ]
     start = {"event": "header", "schema": 1, "time": float(candidate.id), **header}
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     lines = [start, *map(event_to_json, events)]
     (path / FILE_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
