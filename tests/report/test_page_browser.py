@@ -6,7 +6,7 @@ Skipped where there is no Chromium with its driver; `.ci/run` tries to bring the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -194,3 +194,27 @@ def test_runs_side_by_side(browser: Chrome, tmp_path: Path, toy_header: dict) ->
     assert names == ["first", "second"]
     assert len(find(browser, "#coverage tbody tr")) == 2
     assert {mark.tag_name for mark in find(browser, "#front [data-run]")} == {"circle", "polygon"}
+
+
+def test_a_run_that_has_measured_nothing_yet(
+    browser: Chrome, tmp_path: Path, toy_run: Callable[..., Path]
+) -> None:
+    page = tmp_path / "report.html"
+    write_page([toy_run(0)], page)
+    browser.get(page.as_uri())
+    said = "No detector has been measured yet."
+    WebDriverWait(browser, 60).until(lambda b: one(b, "#front").text == said)
+    assert one(browser, "footer").is_displayed() and browser.get_log("browser") == []
+
+
+def test_one_objective_is_drawn_over_trials(
+    browser: Chrome, tmp_path: Path, toy_header: dict
+) -> None:
+    single = {"objectives": {"map": "maximize"}, "reference_point": {"map": 0.0}}
+    header = {**toy_header, "experiment": toy_header["experiment"] | single}
+    show(browser, tmp_path, two_stages(tmp_path / "run", header))
+    titles = [title.text for title in find(browser, "#front .title")]
+    assert titles == ["trial", "mAP, search split"] and not find(browser, "#limit")
+    one(browser, "#rows tbody button").click()
+    assert one(browser, "#card h2").text == "#1"
+    assert browser.get_log("browser") == []
