@@ -121,7 +121,8 @@ def search(
     console = Console()
     try:
         with SearchDisplay(experiments[0].search.objective_vector(), console) as display:
-            overrides = Overrides(tuple(trials) if trials else None, hours, workers, library and library.value)
+            own_library = library and library.value
+            overrides = Overrides(tuple(trials) if trials else None, hours, workers, own_library)
             reason = run_search(experiments, folder, overrides, display)
     except KeyboardInterrupt:
         command = " ".join(["smnas", *sys.argv[1:]])
