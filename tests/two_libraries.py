@@ -124,12 +124,23 @@ def detector_state(theirs: nn.Module) -> dict[str, Tensor]:
     return {**state, **_retinanet(model)}
 
 
+def _by_size(value: Tensor, sizes: int) -> Tensor:
+    """A cell's anchors: torchvision's are by ratio and size, detectron2's by size and ratio."""
+    by_ratio = value.reshape(3, sizes, -1, *value.shape[1:])
+    return by_ratio.transpose(0, 1).reshape(value.shape)
+
+
 def _proposals(rpn: nn.Module) -> dict[str, Tensor]:
-    rules: Rules = ()
-    if "conv.0.0.weight" in rpn.head.state_dict():
-        rules = (("conv.0.0", "conv"), ("cls_logits", "objectness_logits"))
-        rules = (*rules, ("bbox_pred", "anchor_deltas"))
-    state = _renamed(rpn.head.state_dict(), rules)
+    state = rpn.head.state_dict()
+    if "conv.0.0.weight" in state:
+        sizes = len(rpn.anchor_generator.sizes[0])
+        last = {name: _by_size(v, sizes) for name, v in state.items() if "conv" not in name}
+        rules: Rules = (
+            ("conv.0.0", "conv"),
+            ("cls_logits", "objectness_logits"),
+            ("bbox_pred", "anchor_deltas"),
+        )
+        state = _renamed({**state, **last}, rules)
     return {f"proposal_generator.rpn_head.{name}": value for name, value in state.items()}
 
 
@@ -164,7 +175,5 @@ def _retinanet(model: nn.Module) -> dict[str, Tensor]:
             state[f"head.{subnet}.{3 * index + 1}.weight"] = norm.weight
             state[f"head.{subnet}.{3 * index + 1}.bias"] = norm.bias
         for name, value in getattr(head, last).state_dict().items():
-            # a cell's anchors: torchvision's by ratio and size, detectron2's by size and ratio
-            by_ratio = value.reshape(3, sizes, -1, *value.shape[1:])
-            state[f"head.{ours}.{name}"] = by_ratio.transpose(0, 1).reshape(value.shape)
+            state[f"head.{ours}.{name}"] = _by_size(value, sizes)
     return state
