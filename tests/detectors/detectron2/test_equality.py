@@ -221,6 +221,9 @@ def tell_boxes_apart(detector: nn.Module) -> None:
 
 
 def assert_same_detections(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    # torchvision's RetinaNet keeps boxes that lie outside of the picture and are cut to nothing
+    sides = wanted["boxes"][:, 2:] - wanted["boxes"][:, :2]
+    wanted = {name: value[sides.amin(dim=1) > 0.01] for name, value in wanted.items()}
     assert len(wanted["boxes"]) >= 20
     assert torch.allclose(wanted["scores"][:20], found["scores"][:20], atol=1e-4)
     # what is equally likely may stand in any order
