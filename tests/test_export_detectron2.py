@@ -27,7 +27,8 @@ from detectron2.engine import SimpleTrainer
 torch.set_num_threads(1)
 config, data, count = sys.argv[1:]
 for part in ("train", "val"):
-    register_coco_instances(f"my_{part}", {}, f"{data}/annotations/instances_{part}.json", f"{data}/{part}")
+    truth = f"{data}/annotations/instances_{part}.json"
+    register_coco_instances(f"my_{part}", {}, truth, f"{data}/{part}")
 cfg = LazyConfig.load(config)
 model = instantiate(cfg.model)
 assert sum(p.numel() for p in model.parameters()) == int(count)
