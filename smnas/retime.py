@@ -71,7 +71,7 @@ class Subject:
 def sample_subject(space: str, sample: Sample, num_classes: int | None) -> Subject:
     """A sample of a space, named as on the command line (see `smnas.spaces.open_space`)."""
     classes = {} if num_classes is None else {"num_classes": num_classes}
-    return Subject(lambda: open_space(space, **classes), sample)
+    return Subject(lambda: open_space(space, None, **classes), sample)
 
 
 def run_subjects(

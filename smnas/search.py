@@ -336,9 +336,9 @@ def header(
     }
 
 
-def _library(name: str | None) -> dict[str, str] | None:
+def _library(name: str | None) -> dict[str, str | None] | None:
     """The detector library's name and version, None where the space knows none."""
-    return None if name is None else {"name": name, "version": machine.versions()[name]}
+    return None if name is None else {"name": name, "version": machine.versions().get(name)}
 
 
 def _detector_device() -> str:

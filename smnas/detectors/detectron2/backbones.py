@@ -114,7 +114,7 @@ def detectron2_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, value in state.items():
         for pattern, replacement in _RENAMED:
-            name = re.sub(pattern, replacement, name)  # type: ignore[call-overload]
+            name = re.sub(pattern, replacement, name)
         renamed[name] = value
     return renamed
 

@@ -70,6 +70,9 @@ def head_norm_hook(name: str, width: int) -> Norm:
 class StandardizedConv2d(WeightStandardizedConv2d, Conv2d):
     """detectron2's convolution, norm and activation included, by standardised filters."""
 
+    norm: nn.Module | None
+    activation: Callable[[Tensor], Tensor] | None
+
     def forward(self, x: Tensor) -> Tensor:
         hidden = super().forward(x)
         hidden = hidden if self.norm is None else self.norm(hidden)
