@@ -106,14 +106,15 @@ def build(
 def rows() -> list[dict[str, Any]]:
     """All architectures with their counted parameters, as JSON can hold them.
 
-    Counted are the parameters of the whole detector, with 80 classes and `gn_ws`.
+    Counted are the parameters of the whole detector of torchvision's parts, with 80 classes and
+    `gn_ws`.
     """
     return [_row(architecture) for architecture in ZOO.values()]
 
 
 def _row(architecture: Architecture) -> dict[str, Any]:
     with torch.device("meta"):
-        parameters = count_parameters(build(architecture.name))
+        parameters = count_parameters(build(architecture.name, library="torchvision"))
     published = architecture.published
     return {
         "name": architecture.name,

@@ -47,6 +47,14 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Library(StrEnum):
+    """What detectors are built with."""
+
+    auto = "auto"
+    torchvision = "torchvision"
+    detectron2 = "detectron2"
+
+
 def main() -> NoReturn:
     """Runs a command; exit status 0 done, 1 our fault, 2 the user's input is wrong, 130
     interrupted.
@@ -98,6 +106,9 @@ def search(
         float | None, typer.Option(help="Ask for nothing new after this many hours.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    library: Annotated[
+        Library | None, typer.Option(help="What detectors are built with; default the files'.")
+    ] = None,
 ) -> None:
     """Search, or resume the search that RUN holds, and show the front."""
     from smnas.display import SearchDisplay
@@ -112,7 +123,8 @@ def search(
     console = Console()
     try:
         with SearchDisplay(experiments[0].search.objective_vector(), console) as display:
-            overrides = Overrides(tuple(trials) if trials else None, hours, workers)
+            own_library = library and library.value
+            overrides = Overrides(tuple(trials) if trials else None, hours, workers, own_library)
             reason = run_search(experiments, folder, overrides, display)
     except KeyboardInterrupt:
         command = " ".join(["smnas", *sys.argv[1:]])
@@ -268,6 +280,28 @@ def _subjects(
 
 
 @app.command()
+def export(
+    target: Annotated[str, typer.Argument(help="RUN#ID of a candidate.", metavar="RUN#ID")],
+    detectron2: Annotated[
+        Path, typer.Option(help="File to write: a LazyConfig for plain detectron2.")
+    ],
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes, where the run does not say it.")
+    ] = None,
+) -> None:
+    """Write a detector of a run for other programs."""
+    from smnas.export_detectron2 import export_lazy_config
+    from smnas.journal import read_run
+    from smnas.nni_runs import find_run
+
+    name, mark, number = target.rpartition("#")
+    if not mark or not number.isdigit():
+        raise UserError(f"export: wanted RUN#ID, got {target!r}")
+    export_lazy_config(read_run(find_run(name)), int(number), detectron2, classes)
+    print(detectron2)
+
+
+@app.command()
 def doctor() -> None:
     """Look at what smnas needs here, and at what NNI lets others see."""
     from smnas import doctor as checks
@@ -367,6 +401,10 @@ def trial(
     checkpoint: Annotated[bool, typer.Option(help="Keep the trained weights.")] = True,
     latency_threads: Annotated[int, typer.Option(min=1, help="CPU threads of a measurement.")] = 1,
     loader_workers: Annotated[int, typer.Option(min=0, help="Loading processes, on CUDA.")] = 4,
+    library: Annotated[
+        Library | None,
+        typer.Option(envvar="SMNAS_LIBRARY", help="What it is built with; default the file's."),
+    ] = None,
 ) -> None:
     """Build, time, train and evaluate one detector: what both runners start.
 
@@ -396,6 +434,7 @@ def trial(
         checkpoint=checkpoint,
         latency_threads=latency_threads,
         loader_workers=loader_workers,
+        library=library and library.value,
     )
     check_only = bool(os.environ.get("SMNAS_CHECK_ONLY"))
     raise typer.Exit(run_from_command_line(settings, sample, out, check_only))

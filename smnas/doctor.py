@@ -102,7 +102,8 @@ def detectron2_finding() -> Finding:
     """Whether the optional detector library is there."""
     if importlib.util.find_spec("detectron2") is None:
         return Finding("detectron2", "good", "not installed; torchvision does all that is needed")
-    return Finding("detectron2", "good", "installed")
+    version = importlib.metadata.version("detectron2")
+    return Finding("detectron2", "good", f"{version}; library: auto builds with it")
 
 
 def cuda_finding() -> Finding:

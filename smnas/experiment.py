@@ -20,6 +20,7 @@ import yaml
 from nni.experiment.config import ExperimentConfig
 from nni.experiment.config.utils import parse_time
 
+from smnas.detectors.components import LIBRARIES
 from smnas.errors import ConfigError, check_names, nearest
 from smnas.objectives.vector import DEFAULT_DIRECTIONS, Objectives
 from smnas.records import Sample
@@ -48,6 +49,8 @@ class SearchSettings:
         stage: `structural` or `modular`; the name of a later stage's folder.
         groups: detectors of the earlier stage's front whose inside is searched, at least 1; counts
             in a later stage only.
+        library: that detectors are built with: `auto`, `detectron2` or `torchvision`; None leaves
+            it to the space.
     """
 
     space: str | None = None
@@ -66,6 +69,7 @@ class SearchSettings:
     generational: bool = False
     stage: str = "structural"
     groups: int = 3
+    library: str | None = None
 
     @classmethod
     def from_class_args(cls, args: Mapping[str, Any] | None, where: str) -> SearchSettings:
@@ -85,12 +89,29 @@ class SearchSettings:
         for name, value in given.items():
             _check_type(f"{where}: {name}", value, _KINDS[str(fields[name].type)])
         settings = cls(**given)
+        settings._check_library(where)
         settings.objective_vector()
         Recipe.from_mapping(settings.recipe, where)
         if settings.proxy_tau is not None and not -1 <= settings.proxy_tau <= 1:
             wanted = "wanted a number from -1 to 1"
             raise ConfigError(f"{where}: proxy_tau: {wanted}, got {settings.proxy_tau!r}")
         return settings
+
+    @property
+    def space_arguments(self) -> dict[str, Any]:
+        """`space_args`, and the library where one is set."""
+        own = {} if self.library is None else {"library": self.library}
+        return {**self.space_args, **own}
+
+    def _check_library(self, where: str) -> None:
+        if self.library is None:
+            return
+        if self.library not in LIBRARIES:
+            near = nearest(self.library, LIBRARIES)
+            wanted = f"wanted one of {list(LIBRARIES)}"
+            raise ConfigError(f"{where}: library: {wanted}, got {self.library!r}{near}")
+        if "library" in self.space_args:
+            raise ConfigError(f"{where}: library: wanted it here or in space_args, got both")
 
     def named_space(self, where: str) -> str:
         """The `space`, where there has to be one.
@@ -245,7 +266,8 @@ def _check_trial_command(experiment: Experiment) -> None:
     named = (experiment.directory / words[2]).resolve()
     same_file = named == experiment.path.resolve()
     search = experiment.search
-    plain_space = words[2] == search.space and not (search.space_args or search.recipe)
+    own = search.space_args or search.recipe or search.library
+    plain_space = words[2] == search.space and not own
     if not (same_file or plain_space):
         raise ConfigError(
             f"{experiment.path}: trialCommand: wanted this file or {experiment.search.space} "

@@ -18,7 +18,7 @@ _CPU_NUMBERS = {
     "CPU implementer": "implementer",
     "CPU part": "part",
 }
-_PACKAGES = ("smnas", "torch", "torchvision", "nni", "pymoo", "pycocotools", "numpy")
+_PACKAGES = ("smnas", "torch", "torchvision", "detectron2", "nni", "pymoo", "pycocotools", "numpy")
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,6 @@ import torch
 from smnas import pareto
 from smnas.detectors.components import parse_input_size
 from smnas.detectors.nas import ModelSpace
-from smnas.detectors.space import load_space
 from smnas.errors import ConfigError, RunError
 from smnas.journal import History, Trial
 from smnas.objectives.latency import Latency, measure_latency, pooled
@@ -26,7 +25,7 @@ from smnas.quiet import QuietDevice
 from smnas.records import Measured, Sample
 from smnas.report.devices import device_of
 from smnas.report.tables import objectives_of
-from smnas.spaces import make_importable, open_space
+from smnas.spaces import make_importable, open_space, recorded_space
 from smnas.timings import Timing
 from smnas.trial import fresh_detector
 
@@ -72,7 +71,7 @@ class Subject:
 def sample_subject(space: str, sample: Sample, num_classes: int | None) -> Subject:
     """A sample of a space, named as on the command line (see `smnas.spaces.open_space`)."""
     classes = {} if num_classes is None else {"num_classes": num_classes}
-    return Subject(lambda: open_space(space, **classes), sample)
+    return Subject(lambda: open_space(space, None, **classes), sample)
 
 
 def run_subjects(
@@ -97,9 +96,8 @@ def run_subjects(
         classes = info.get("num_classes", num_classes)
         if classes is None:
             raise ConfigError("latency: wanted --classes N, because this run did not record it")
-        arguments = {**experiment["space_args"], "num_classes": classes}
         return Subject(
-            lambda: load_space(experiment["space"], arguments),
+            lambda: recorded_space(experiment, num_classes=classes),
             trial.candidate.sample,
             experiment["seed"],
             trial.candidate.id,

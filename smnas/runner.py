@@ -2,9 +2,9 @@
 its own.
 
 The same `trialCommand` runs here and under NNI. A trial finds its candidate and its folder through
-environment variables (`SMNAS_SAMPLE`, `SMNAS_TRIAL_DIR`, `SMNAS_SEED`), writes `outcome.json`
-there, and ends when this process does, because its standard input is a pipe that we hold. Imports
-no torch.
+environment variables (`SMNAS_SAMPLE`, `SMNAS_TRIAL_DIR`, `SMNAS_SEED`, `SMNAS_LIBRARY`), writes
+`outcome.json` there, and ends when this process does, because its standard input is a pipe that we
+hold. Imports no torch.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class EmbeddedRunner:
         workers: at least one.
         seed: of the study, handed to each trial.
         time_limit: seconds that a trial may take, None for any time.
+        library: that detectors are built with, handed to each trial; None leaves it to them.
         clock: seconds, monotonic.
     """
 
@@ -105,11 +106,13 @@ class EmbeddedRunner:
         *,
         seed: int = 0,
         time_limit: float | None = None,
+        library: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._command, self._directory, self._trials = command, directory, trials
         self._idle = list(workers)
         self._seed, self._time_limit, self._clock = seed, time_limit, clock
+        self._library = library
         self._running: list[_Running] = []
         self._ready: list[tuple[Candidate, Outcome]] = []
 
@@ -171,7 +174,7 @@ class EmbeddedRunner:
         sample = folder / "sample.json"
         sample.write_text(json.dumps(dict(candidate.sample), indent=1))
         environment = {
-            **trial_environment(worker, self._seed),
+            **trial_environment(worker, self._seed, self._library),
             "SMNAS_SAMPLE": str(sample.resolve()),
             "SMNAS_TRIAL_DIR": str(folder.resolve()),
             "SMNAS_WATCH_STDIN": "1",
@@ -235,9 +238,9 @@ def _only_trial(folder: Path) -> Iterator[IO[str]]:
         yield lock
 
 
-def trial_environment(worker: Worker, seed: int) -> dict[str, str]:
-    """This process's environment, with a trial's share of the machine, the study's seed and this
-    Python's programs.
+def trial_environment(worker: Worker, seed: int, library: str | None = None) -> dict[str, str]:
+    """This process's environment, with a trial's share of the machine, the study's seed and
+    detector library, and this Python's programs.
     """
     threads = str(worker.threads)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -248,6 +251,8 @@ def trial_environment(worker: Worker, seed: int) -> dict[str, str]:
         "SMNAS_THREADS": threads,
         "SMNAS_SEED": str(seed),
     }
+    if library is not None:
+        environment["SMNAS_LIBRARY"] = library
     if worker.gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = worker.gpu
     return environment

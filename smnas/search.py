@@ -26,7 +26,7 @@ from smnas.journal import FILE_NAME, History, Journal, Trial, read
 from smnas.optimizer import Optimizer
 from smnas.records import Sample
 from smnas.runner import EmbeddedRunner, Worker, local_workers, trial_environment, visible_gpus
-from smnas.spaces import make_importable
+from smnas.spaces import make_importable, with_library
 from smnas.stages import GroupOptimizer, choose_parents
 from smnas.study import Asks, Limits, Progress, Study
 
@@ -43,11 +43,13 @@ class Overrides:
         trials: one number for each stage, or one for all.
         hours: of the whole call.
         workers: trials at a time.
+        library: that detectors are built with.
     """
 
     trials: tuple[int, ...] | None = None
     hours: float | None = None
     workers: int | None = None
+    library: str | None = None
 
 
 class Observer(Protocol):
@@ -76,6 +78,7 @@ def search(
     check_stages(experiments, overrides)
     began, reason = time.monotonic(), ""
     with only_search(run), _resolved_data():
+        experiments = _with_libraries(experiments, overrides.library)
         plans = _plans(experiments, run, overrides)
         for number, plan in enumerate(plans):
             _check(plan, first=number == 0)
@@ -128,7 +131,7 @@ def next_stage(experiment: Experiment, earlier: Sequence[Trial]) -> Stage:
     samples = {parent.candidate.id: parent.candidate.sample for parent in parents}
     members = {}
     for number, (group, structure) in enumerate(samples.items()):
-        arguments = {**settings.space_args, "structure": dict(structure)}
+        arguments = {**settings.space_arguments, "structure": dict(structure)}
         space = load_space(name, arguments)
         seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
         control = space.from_structural(structure)
@@ -165,7 +168,7 @@ def make_optimizer(
         from smnas.detectors.space import load_space
 
         space = settings.named_space("tuner.classArgs")
-        encoding = Encoding.of(load_space(space, settings.space_args))
+        encoding = Encoding.of(load_space(space, settings.space_arguments))
     return Optimizer(
         encoding,
         settings.objective_vector(),
@@ -214,6 +217,22 @@ def check_stages(experiments: Sequence[Experiment], overrides: Overrides) -> Non
         )
 
 
+def _with_libraries(experiments: Sequence[Experiment], library: str | None) -> list[Experiment]:
+    """Experiments that name their detector library; all stages of a run have one."""
+    named = []
+    for experiment in experiments:
+        make_importable(experiment.directory)
+        where = f"{experiment.path}: tuner.classArgs"
+        settings = with_library(experiment.search, where, library)
+        named.append(replace(experiment, search=settings))
+        if settings.library != named[0].search.library:
+            raise ConfigError(
+                f"{where}: library: wanted {named[0].search.library}, that of {named[0].path}:"
+                f" the stages share one front, got {settings.library}"
+            )
+    return named
+
+
 @dataclass(frozen=True)
 class _Plan:
     """Where and how long a stage runs."""
@@ -252,7 +271,7 @@ def _check(plan: _Plan, first: bool) -> None:
     if not first:
         from smnas.detectors.space import load_space
 
-        space = load_space(settings.named_space(str(experiment.path)), settings.space_args)
+        space = load_space(settings.named_space(str(experiment.path)), settings.space_arguments)
         if not hasattr(space, "from_structural"):
             raise ConfigError(
                 f"{experiment.path}: tuner.classArgs: space: wanted a space with a method"
@@ -274,6 +293,7 @@ def _run_stage(plan: _Plan, limits: Limits, stage: Stage, observer: Observer) ->
         plan.workers,
         seed=experiment.search.seed,
         time_limit=experiment.trial_seconds,
+        library=experiment.search.library,
     )
     try:
         return Study(stage.optimizer, runner, journal, limits, observer).run()
@@ -308,11 +328,17 @@ def header(
         "name": experiment.name,
         "experiment": identifying,
         "proxy_tau": settings.proxy_tau,
+        "library": _library(settings.library),
         "space": encoding.describe(),
         "workers": workers,
         "device": machine.cpu_name() if settings.space is None else _detector_device(),
         "machine": machine.describe(),
     }
+
+
+def _library(name: str | None) -> dict[str, str | None] | None:
+    """The detector library's name and version, None where the space knows none."""
+    return None if name is None else {"name": name, "version": machine.versions().get(name)}
 
 
 def _detector_device() -> str:
@@ -333,7 +359,7 @@ def check_trial_command(experiment: Experiment, run: Path, worker: Worker) -> No
     if "smnas trial" not in experiment.trial_command:
         return
     environment = {
-        **trial_environment(worker, experiment.search.seed),
+        **trial_environment(worker, experiment.search.seed, experiment.search.library),
         "SMNAS_CHECK_ONLY": "1",
     }
     done = subprocess.run(

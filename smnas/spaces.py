@@ -10,16 +10,18 @@ from typing import Any
 
 from nni.mutable import Mutable
 
+from smnas.errors import ConfigError
 from smnas.experiment import SearchSettings, read_yaml
 from smnas.training.recipe import Recipe
 
 
-def open_space(reference: str, **arguments: Any) -> Mutable:
+def open_space(reference: str, library: str | None = None, **arguments: Any) -> Mutable:
     """Builds the search space that a reference names.
 
     Args:
         reference: `package.module:Class`, or the path of an experiment file (`.yml`, `.yaml`).
             Modules are also found in the current folder and beside the experiment file.
+        library: that detectors are built with; goes before the experiment's.
         arguments: given to the space on top of the experiment's `space_args`.
 
     Raises:
@@ -32,10 +34,64 @@ def open_space(reference: str, **arguments: Any) -> Mutable:
     make_importable(Path.cwd())
     settings = _settings(reference)
     if settings is None:
-        return load_space(reference, arguments)
+        own = {} if library is None else {"library": library}
+        return load_space(reference, {**own, **arguments})
     make_importable(Path(reference).resolve().parent)
-    space = settings.named_space(f"{reference}: tuner.classArgs")
-    return load_space(space, {**settings.space_args, **arguments})
+    where = f"{reference}: tuner.classArgs"
+    space = settings.named_space(where)
+    settings = with_library(settings, where, library)
+    return load_space(space, {**settings.space_arguments, **arguments})
+
+
+def recorded_space(experiment: Mapping[str, Any], **arguments: Any) -> Mutable:
+    """Builds the search space of a run, with the library that its trials were built with.
+
+    Args:
+        experiment: `History.experiment_of` one of its candidates.
+        arguments: given to the space on top of the run's own.
+
+    Raises:
+        SpaceError: the space cannot be found or built.
+        MissingLibraryError: the run's library is not installed here.
+    """
+    from smnas.detectors.space import load_space, takes_argument
+
+    space, own = experiment["space"], {}
+    if takes_argument(space, "library") and "library" not in experiment["space_args"]:
+        # runs from before there was a choice were built with torchvision
+        own["library"] = experiment.get("library") or "torchvision"
+    return load_space(space, {**experiment["space_args"], **own, **arguments})
+
+
+def with_library(
+    settings: SearchSettings, where: str, library: str | None = None
+) -> SearchSettings:
+    """Settings that name the library which detectors are built with: what `auto` is here.
+
+    Args:
+        settings: of an experiment; unchanged if its space knows no libraries.
+        where: they stand, for messages.
+        library: goes before the settings' own.
+
+    Raises:
+        ConfigError: a library for a space that knows none.
+        SpaceError: the space cannot be found.
+        MissingLibraryError: the library is not installed.
+    """
+    from smnas.detectors.components import resolve_library
+    from smnas.detectors.space import takes_argument
+
+    wanted = library or settings.library
+    if settings.space is not None and takes_argument(settings.space, "library"):
+        name = resolve_library(wanted or settings.space_args.get("library", "auto"))
+        space_args = {k: v for k, v in settings.space_args.items() if k != "library"}
+        return replace(settings, library=name, space_args=space_args)
+    if wanted:
+        raise ConfigError(
+            f"{where}: library: wanted none, for {settings.space or 'no space'} has no such"
+            f" argument, got {wanted!r}"
+        )
+    return settings
 
 
 def open_recipe(reference: str, overrides: Mapping[str, Any]) -> Recipe:

@@ -59,6 +59,7 @@ class Settings:
             however many workers share the machine.
         loader_workers: processes that load pictures, on CUDA; a CPU loads in the trial's own
             process.
+        library: that the detector is built with; None takes the experiment's.
     """
 
     space: str
@@ -73,6 +74,7 @@ class Settings:
     checkpoint: bool = True
     latency_threads: int = 1
     loader_workers: int = 4
+    library: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in (None, "fp32", "amp"):
@@ -195,7 +197,9 @@ def open_data(settings: Settings) -> tuple[CocoDataset, CocoDataset]:
 def build(settings: Settings, sample: Sample, num_classes: int) -> nn.Module:
     """The detector of a sample, plain and with fresh weights of the trial's seed."""
     return fresh_detector(
-        lambda: open_space(settings.space, num_classes=num_classes), sample, settings.seed
+        lambda: open_space(settings.space, settings.library, num_classes=num_classes),
+        sample,
+        settings.seed,
     )
 
 
@@ -229,7 +233,7 @@ def check_settings(settings: Settings) -> None:
                 f"data {settings.data}: {len(missing)} pictures are missing,"
                 f" for instance {missing[0]}"
             )
-    open_space(settings.space, num_classes=training.num_classes)
+    open_space(settings.space, settings.library, num_classes=training.num_classes)
 
 
 def _latency(

@@ -25,6 +25,7 @@ from smnas.experiment import Experiment, SearchSettings
 from smnas.journal import FILE_NAME, Journal
 from smnas.nni_results import Ends, is_failure, outcome_of
 from smnas.records import Candidate, Failed, Option, Outcome, Sample, identity
+from smnas.spaces import with_library
 from smnas.study import replay
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ class ParetoTuner(Tuner):
             if self._optimizer is not None:
                 _logger.error("the search space cannot change any more; going on with the first")
                 return
+            # imports torch, for which there is no time before
+            self._settings = with_library(self._settings, "classArgs")
             optimizer = _make_optimizer(self._settings, search_space)
             folder = nni_runs.dispatcher_experiment()
             if folder is not None:

@@ -77,6 +77,24 @@ def test_the_blocker_blocks() -> None:
             },
         ),
         ("pycocotools", {"smnas/data/coco.py", "smnas/training/evaluation.py"}),
+        (
+            "detectron2",
+            {
+                f"smnas/detectors/detectron2/{name}.py"
+                for name in (
+                    "backbones", "configs", "evaluation", "guided_anchoring", "layers", "lazy",
+                    "parts", "registry",
+                )  # fmt: skip
+            },
+        ),
+        (
+            "smnas.detectors.detectron2",
+            {
+                *(str(p.relative_to(ROOT)) for p in SOURCES if p.parent.name == "detectron2"),
+                "smnas/training/evaluation.py",
+                "smnas/export_detectron2.py",
+            },
+        ),
         ("nni.nas", {"smnas/detectors/nas.py", "smnas/nas.py"}),
         ("fasteners", {"smnas/quiet.py", "smnas/search.py"}),
         ("smnas.cli", set()),

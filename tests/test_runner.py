@@ -184,6 +184,11 @@ def test_workers_share_the_cores_and_take_gpus_in_turn(monkeypatch: pytest.Monke
     assert module.trial_environment(Worker("5", 2), 0)["CUDA_VISIBLE_DEVICES"] == "5"
 
 
+def test_trials_hear_of_the_library() -> None:
+    assert module.trial_environment(Worker(), 0, "torchvision")["SMNAS_LIBRARY"] == "torchvision"
+    assert "SMNAS_LIBRARY" not in module.trial_environment(Worker(), 0)
+
+
 def test_visible_gpus_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert module.visible_gpus() == ["2", "3"]

@@ -185,9 +185,40 @@ def test_another_experiment_s_run_folder_is_refused(
     assert (run / "journal.jsonl").read_bytes() == before
 
 
+def test_a_run_goes_on_with_its_own_library_only(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The name in the journal is exchanged, so that this needs no second library."""
+    experiment = write_experiment(tmp_path)
+    (tmp_path / "run").mkdir()
+    journal = tmp_path / "run" / "journal.jsonl"
+    first, *rest = (finished[0] / "journal.jsonl").read_text().splitlines(keepends=True)
+    header = json.loads(first)
+    library = header["experiment"]["library"]
+    assert header["library"] == {
+        "name": library,
+        "version": header["machine"]["versions"][library],
+    }
+    other = {"torchvision": "detectron2", "detectron2": "torchvision"}[library]
+    header["experiment"]["library"] = other
+    journal.write_text(json.dumps(header) + "\n" + "".join(rest))
+    done = smnas("search", experiment, "--run", "run", "--library", library, cwd=tmp_path)
+    wanted = f"belongs to another experiment: library: it has '{other}', this one has '{library}'"
+    assert_refused(done, wanted)
+    del header["experiment"]["library"]  # as before there was a choice
+    journal.write_text(json.dumps(header) + "\n" + "".join(rest))
+    done = smnas("search", experiment, "--run", "run", "--library", "torchvision", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"library": "detectron3"}, "library: wanted one of ['auto', 'torchvision', 'detectron2']"),
+        (
+            {"library": "auto", "space_args": {"library": "auto"}},
+            "library: wanted it here or in space_args, got both",
+        ),
         ({"space": "search_spaces.structural:Nothing"}, "has no 'Nothing'"),
         ({"space": "nowhere:X"}, "cannot import nowhere"),
         (

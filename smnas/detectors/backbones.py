@@ -15,6 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from smnas.detectors.components import (
     BACKBONES,
+    NORMS,
     PRETRAINED_BACKBONES,
     Stage,
     check_option,
@@ -22,7 +23,7 @@ from smnas.detectors.components import (
 from smnas.detectors.norms import NormLayer, norm_layer, standardize_weights
 from smnas.errors import SpaceError
 
-_BLOCKS = {
+RESNET_BLOCKS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
@@ -30,6 +31,8 @@ _BLOCKS = {
     "resnext50": (3, 4, 6, 3),
     "resnext101": (3, 4, 23, 3),
 }
+"""Blocks of each stage of the ResNets and ResNeXts."""
+
 _RESNET_ENDS = {"layer1": 2, "layer2": 3, "layer3": 4, "layer4": 5}
 # The last block of each stride; the last of all is the 1x1 convolution that widens the map to 1280.
 _MOBILENET_ENDS = {"3": 2, "6": 3, "13": 4, "18": 5}
@@ -93,46 +96,53 @@ class Backbone(LevelMaps):
     """
 
     def __init__(self, name: str, *, norm: str = "gn_ws", pretrained: bool = False) -> None:
-        check_option("backbone", name, BACKBONES)
-        layer = norm_layer(norm)
-        if pretrained:
-            _check_pretrained(name, norm)
+        check_backbone(name, norm, pretrained)
+        layer, channels = norm_layer(norm), backbone_channels(name)
         if name == "mobilenet_v2":
-            super().__init__(_mobilenet(layer, pretrained), _MOBILENET_ENDS, _channels(name))
+            super().__init__(_mobilenet(layer, pretrained), _MOBILENET_ENDS, channels)
         else:
-            super().__init__(_resnet(name, layer, pretrained), _RESNET_ENDS, _channels(name))
+            super().__init__(_resnet(name, layer, pretrained), _RESNET_ENDS, channels)
         self.name = name
         standardize_weights(self.body, norm)
 
 
-def _check_pretrained(name: str, norm: str) -> None:
-    if norm not in ("bn", "frozen_bn"):
+def check_backbone(name: str, norm: str, pretrained: bool) -> None:
+    """Refuses the arguments that `Backbone` refuses.
+
+    Raises:
+        SpaceError: as `Backbone`.
+    """
+    check_option("backbone", name, BACKBONES)
+    check_option("norm", norm, NORMS)
+    if pretrained and norm not in ("bn", "frozen_bn"):
         raise SpaceError(
             f"pretrained: ImageNet weights want norm 'bn' or 'frozen_bn', got norm {norm!r}"
         )
-    if name not in PRETRAINED_BACKBONES:
+    if pretrained and name not in PRETRAINED_BACKBONES:
         raise SpaceError(
             f"pretrained: wanted one of {list(PRETRAINED_BACKBONES)}, which have ImageNet weights,"
             f" got {name!r}"
         )
 
 
-def _is_basic(name: str) -> bool:
+def is_basic(name: str) -> bool:
+    """Whether a ResNet is made of two 3x3 convolutions a block, and not of bottlenecks."""
     return name in ("resnet18", "resnet34")
 
 
-def _channels(name: str) -> tuple[int, ...]:
+def backbone_channels(name: str) -> tuple[int, ...]:
+    """Channels of a backbone's maps of levels 2 to 5."""
     if name == "mobilenet_v2":
         return _MOBILENET_CHANNELS
-    expansion = BasicBlock.expansion if _is_basic(name) else Bottleneck.expansion
+    expansion = BasicBlock.expansion if is_basic(name) else Bottleneck.expansion
     return tuple(width * expansion for width in (64, 128, 256, 512))
 
 
 def _resnet(name: str, layer: NormLayer, pretrained: bool) -> nn.Module:
     groups, width = (32, 4) if name.startswith("resnext") else (1, 64)
     model = ResNet(
-        BasicBlock if _is_basic(name) else Bottleneck,
-        list(_BLOCKS[name]),
+        BasicBlock if is_basic(name) else Bottleneck,
+        list(RESNET_BLOCKS[name]),
         groups=groups,
         width_per_group=width,
         norm_layer=layer,

@@ -7,6 +7,7 @@ finds one by name.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,25 @@ LIBRARIES = ("auto", "torchvision", "detectron2")
 CASCADE_STAGES = {"rcnn": 1, "cascade2": 2, "cascade3": 3}
 """Two-stage heads and how often each classifies and refines a box."""
 
+IMAGE_MEAN = [0.485, 0.456, 0.406]
+IMAGE_DEVIATION = [0.229, 0.224, 0.225]
+"""Of ImageNet's pictures, red, green, blue."""
+
+SCORE_THRESHOLD = 0.05
+NMS_THRESHOLD = 0.5
+DETECTIONS_PER_IMAGE = 100
+"""As many as COCO counts, for all heads: otherwise their latencies could not be compared."""
+
+RPN_NMS_THRESHOLD = 0.7
+ROI_SIZE = 7
+CANONICAL_ROI = 224
+"""Side in pixels of the RoI that is pooled from level 4 (Lin et al. 2017, FPN, equation 1)."""
+
+FOREGROUND_PRIOR = 0.01
+"""Probability of an object, all classes together, that an untrained head gives."""
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+
 
 class Stage(NamedTuple):
     """What a part states about one of its feature maps, so that the next part can be wired to it.
@@ -67,6 +87,21 @@ def check_option(part: str, option: object, options: Sequence[str]) -> None:
     if option not in options:
         near = nearest(str(option), options)
         raise SpaceError(f"{part}: wanted one of {list(options)}, got {option!r}{near}")
+
+
+def check_structure(rpn: str, head: str) -> None:
+    """Refuses proposals and heads that do not go together.
+
+    Raises:
+        SpaceError: unknown options; proposals for a one-stage head; none for a two-stage head.
+    """
+    check_option("rpn", rpn, RPNS)
+    check_option("head", head, HEADS)
+    if (rpn == "none") != (head == "retinanet"):
+        raise SpaceError(
+            f"structure: wanted rpn 'none' with head 'retinanet' and with no other,"
+            f" got rpn {rpn!r} with head {head!r}"
+        )
 
 
 def check_list(part: str, options: Sequence[Option], wanted: str) -> None:
@@ -235,23 +270,48 @@ def guided_anchor_scale(stages: Stages, input_size: str) -> float:
     return anchor_share(input_size) * (4 if len(stages) == 1 else 8)
 
 
-def load_library(name: str) -> ModuleType:
-    """The module that builds parts: `auto` is detectron2 where it is installed, else torchvision.
+def canonical_roi(input_size: str) -> int:
+    """Side in pixels of the RoI that is pooled from level 4.
+
+    Raises:
+        SpaceError: the input size is malformed.
+    """
+    return round(CANONICAL_ROI * anchor_share(input_size))
+
+
+def background_logit(num_classes: int) -> float:
+    """Logit over those of all classes, which are 0, at which a softmax says background."""
+    return math.log((1 - FOREGROUND_PRIOR) / FOREGROUND_PRIOR * num_classes)
+
+
+def resolve_library(name: str) -> str:
+    """`torchvision` or `detectron2`; `auto` is detectron2 where it is installed.
 
     Raises:
         SpaceError: no library of that name.
         MissingLibraryError: detectron2 is wanted and not there.
     """
     check_option("library", name, LIBRARIES)
-    if name == "torchvision" or (name == "auto" and not _has_detectron2()):
-        return import_module("smnas.detectors.torchvision")
-    if not _has_detectron2():
+    if name == "auto":
+        return "detectron2" if _has_detectron2() else "torchvision"
+    if name == "detectron2" and not _has_detectron2():
         raise MissingLibraryError(
-            "library: wanted detectron2, which is not installed or which this version cannot build"
-            " with; install smnas[detectron2], or use library: torchvision"
+            "library: wanted detectron2, which is not installed; install smnas[detectron2]"
+            " (docs/detectron2.md), or use library: torchvision"
         )
-    return import_module("smnas.detectors.detectron2")
+    return name
+
+
+def load_library(name: str) -> ModuleType:
+    """The module that builds parts with a library.
+
+    Raises:
+        SpaceError: no library of that name.
+        MissingLibraryError: detectron2 is wanted and not there.
+    """
+    modules = {"torchvision": "torchvision", "detectron2": "detectron2.parts"}
+    return import_module(f"smnas.detectors.{modules[resolve_library(name)]}")
 
 
 def _has_detectron2() -> bool:
-    return all(find_spec(name) for name in ("detectron2", "smnas.detectors.detectron2"))
+    return find_spec("detectron2") is not None

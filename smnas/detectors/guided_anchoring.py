@@ -331,6 +331,13 @@ class OverlapMatcher(Matcher):
         super().set_low_quality_matches_(matches, all_matches, match_quality_matrix[overlapped])
 
 
+FOREGROUND_IOU = 0.7
+BACKGROUND_IOU = 0.3
+"""From which IoU an anchor is an object's, and below which it is nobody's, as in an RPN."""
+
+_MATCHER = OverlapMatcher(FOREGROUND_IOU, BACKGROUND_IOU, allow_low_quality_matches=True)
+
+
 class GuidedAnchorRPN(RegionProposalNetwork):
     """Region proposal network with guided anchors: one predicted anchor a location.
 
@@ -368,8 +375,8 @@ class GuidedAnchorRPN(RegionProposalNetwork):
         super().__init__(
             SquareAnchors(strides, base_scale),
             GuidedAnchorHead(in_channels),
-            fg_iou_thresh=0.7,
-            bg_iou_thresh=0.3,
+            fg_iou_thresh=FOREGROUND_IOU,
+            bg_iou_thresh=BACKGROUND_IOU,
             batch_size_per_image=batch_size_per_image,
             positive_fraction=positive_fraction,
             pre_nms_top_n=pre_nms_top_n,
@@ -378,7 +385,7 @@ class GuidedAnchorRPN(RegionProposalNetwork):
             # Filtered locations score exactly 0; any bound above that drops them.
             score_thresh=max(score_thresh, torch.finfo(torch.float32).tiny),
         )
-        self.proposal_matcher = OverlapMatcher(0.7, 0.3, allow_low_quality_matches=True)
+        self.proposal_matcher = _MATCHER
 
     def forward(
         self,
@@ -411,7 +418,7 @@ class GuidedAnchorRPN(RegionProposalNetwork):
         boxes = [target["boxes"] for target in targets]
         return proposals, {
             **self._objectness_losses(predictions, anchors, boxes),
-            **self._anchor_losses(predictions, squares, levels, boxes),
+            **anchor_losses(predictions, squares, self.anchor_generator, levels, boxes),
         }
 
     def _propose(
@@ -421,16 +428,11 @@ class GuidedAnchorRPN(RegionProposalNetwork):
         boxes = self.box_coder.decode_single(deltas, anchors.flatten(0, 1)).view_as(anchors)
         objectness = predictions.objectness
         if not self.training:
-            unlikely = ~self._likely(predictions.location)
+            unlikely = ~likely(predictions.location, self.post_nms_top_n())
             objectness = objectness.masked_fill(unlikely, -math.inf)
         counts = [level.shape[-2] * level.shape[-1] for level in levels]
         proposals, _ = self.filter_proposals(boxes, objectness, images.image_sizes, counts)
         return proposals
-
-    def _likely(self, location: Tensor) -> Tensor:
-        wanted = min(self.post_nms_top_n(), location.shape[1])
-        last = location.topk(wanted, dim=1).values[:, -1:]
-        return location >= last.clamp(max=_logit(LOCATION_FILTER))
 
     def _objectness_losses(
         self, predictions: Predictions, anchors: Tensor, boxes: list[Tensor]
@@ -447,35 +449,57 @@ class GuidedAnchorRPN(RegionProposalNetwork):
         )
         return {"loss_objectness": objectness, "loss_rpn_box_reg": regression}
 
-    def _anchor_losses(
-        self,
-        predictions: Predictions,
-        squares: Tensor,
-        levels: list[Tensor],
-        boxes: list[Tensor],
-    ) -> dict[str, Tensor]:
-        sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        strides, base_scale = self.anchor_generator.strides, self.anchor_generator.base_scale
-        locations = [location_targets(found, sizes, strides, base_scale) for found in boxes]
-        shapes = [
-            self._shape_loss(shape, squares, found)
-            for shape, found in zip(predictions.shape, boxes, strict=True)
-        ]
-        shape_loss = torch.cat(shapes).sum() / max(1, sum(map(len, shapes)))
-        return {
-            "loss_anchor_location": location_loss(predictions.location, torch.stack(locations)),
-            "loss_anchor_shape": SHAPE_WEIGHT * shape_loss,
-        }
 
-    def _shape_loss(self, shape: Tensor, squares: Tensor, boxes: Tensor) -> Tensor:
-        """Losses of one picture's positive locations: those whose best shape matches an object."""
-        if len(boxes) == 0:
-            return shape[:0].sum(dim=1)
-        matched = self.proposal_matcher(best_iou(boxes, squares))
-        positive = matched >= 0
-        objects = boxes[matched[positive]]
-        sides = squares[positive, 2:] - squares[positive, :2]
-        return bounded_iou_loss(shape[positive], ((objects[:, 2:] - objects[:, :2]) / sides).log())
+def likely(location: Tensor, fewest: int) -> Tensor:
+    """The locations that give proposals in eval ("Anchor Location Prediction").
+
+    Args:
+        location: logits, `images x locations`.
+        fewest: so many of the likeliest of each picture are kept, also below `LOCATION_FILTER`.
+
+    Returns:
+        Mask `images x locations`.
+    """
+    last = location.topk(min(fewest, location.shape[1]), dim=1).values[:, -1:]
+    return location >= last.clamp(max=_logit(LOCATION_FILTER))
+
+
+def anchor_losses(
+    predictions: Predictions,
+    squares: Tensor,
+    grid: SquareAnchors,
+    levels: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+) -> dict[str, Tensor]:
+    """Losses of where anchors stand and of their shape, by name ("Training").
+
+    Args:
+        predictions: of the head for these maps.
+        squares: of the grid for these maps.
+        grid: where predicted shapes start from.
+        levels: feature maps.
+        boxes: objects of each picture, `n x 4`.
+    """
+    sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
+    locations = [location_targets(b, sizes, grid.strides, grid.base_scale) for b in boxes]
+    pairs = zip(predictions.shape, boxes, strict=True)
+    shapes = [_shape_loss(shape, squares, found) for shape, found in pairs]
+    shape_loss = torch.cat(shapes).sum() / max(1, sum(map(len, shapes)))
+    return {
+        "loss_anchor_location": location_loss(predictions.location, torch.stack(locations)),
+        "loss_anchor_shape": SHAPE_WEIGHT * shape_loss,
+    }
+
+
+def _shape_loss(shape: Tensor, squares: Tensor, boxes: Tensor) -> Tensor:
+    """Losses of one picture's positive locations: those whose best shape matches an object."""
+    if len(boxes) == 0:
+        return shape[:0].sum(dim=1)
+    matched = _MATCHER(best_iou(boxes, squares))
+    positive = matched >= 0
+    objects = boxes[matched[positive]]
+    sides = squares[positive, 2:] - squares[positive, :2]
+    return bounded_iou_loss(shape[positive], ((objects[:, 2:] - objects[:, :2]) / sides).log())
 
 
 def best_iou(boxes: Tensor, squares: Tensor) -> Tensor:

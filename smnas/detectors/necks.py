@@ -35,7 +35,7 @@ class LearnedLevels(ExtraFPNBlock):
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
-            _linear_conv(nn.Conv2d(width, width, 3, 2, 1)) for _ in range(count)
+            linear_conv(nn.Conv2d(width, width, 3, 2, 1)) for _ in range(count)
         )
 
     def forward(
@@ -87,15 +87,10 @@ class Neck(nn.Module):
         one_stage: bool = False,
     ) -> None:
         super().__init__()
-        check_option("neck", kind, NECKS)
-        if kind == "none":
-            start = end = TOP_LEVEL
-            width = SINGLE_MAP_WIDTH
-        _check_levels(start, end, one_stage)
-        check_count("neck_width", width)
-        self.inputs = tuple(range(start, TOP_LEVEL + 1))
-        _check_stages(stages, self.inputs)
-        self.stages = {level: Stage(width, 2**level) for level in range(start, end + 1)}
+        self.stages = neck_stages(
+            kind, stages, start=start, end=end, width=width, one_stage=one_stage
+        )
+        self.inputs = neck_inputs(self.stages)
         channels = [stages[level].channels for level in self.inputs]
         self.maps = (
             _narrowing(channels[-1], norm)
@@ -112,6 +107,30 @@ class Neck(nn.Module):
             named = OrderedDict((str(level), levels[level]) for level in self.inputs)
             return dict(zip(self.stages, self.maps(named).values(), strict=True))
         return {TOP_LEVEL: self.maps(levels[TOP_LEVEL])}
+
+
+def neck_stages(
+    kind: str, stages: Stages, *, start: int, end: int, width: int, one_stage: bool
+) -> Stages:
+    """What a neck of these arguments states; see `Neck`.
+
+    Raises:
+        SpaceError: as `Neck`.
+    """
+    check_option("neck", kind, NECKS)
+    if kind == "none":
+        start = end = TOP_LEVEL
+        width = SINGLE_MAP_WIDTH
+    _check_levels(start, end, one_stage)
+    check_count("neck_width", width)
+    made = {level: Stage(width, 2**level) for level in range(start, end + 1)}
+    _check_stages(stages, neck_inputs(made))
+    return made
+
+
+def neck_inputs(made: Stages) -> tuple[int, ...]:
+    """The backbone's levels that a neck with these levels reads."""
+    return tuple(level for level in made if level <= TOP_LEVEL)
 
 
 def _check_levels(start: int, end: int, one_stage: bool) -> None:
@@ -139,11 +158,11 @@ def _extra_levels(width: int, end: int, one_stage: bool) -> ExtraFPNBlock | None
 
 def _narrowing(channels: int, norm: str) -> nn.Sequential:
     layer = head_norm_layer(norm)
-    conv = _linear_conv(nn.Conv2d(channels, SINGLE_MAP_WIDTH, 1, bias=layer is None))
+    conv = linear_conv(nn.Conv2d(channels, SINGLE_MAP_WIDTH, 1, bias=layer is None))
     return nn.Sequential(conv) if layer is None else nn.Sequential(conv, layer(SINGLE_MAP_WIDTH))
 
 
-def _linear_conv(conv: nn.Conv2d) -> nn.Conv2d:
+def linear_conv(conv: nn.Conv2d) -> nn.Conv2d:
     """Initialises it as torchvision does in its pyramids: no activation follows."""
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:

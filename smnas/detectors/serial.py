@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from smnas.detectors.backbones import LevelMaps
+from smnas.detectors.components import NORMS, check_option
 from smnas.detectors.norms import NormLayer, norm_layer, standardize_weights
 from smnas.detectors.strings import EXPANSIONS, BackboneString
 from smnas.errors import SpaceError
@@ -52,12 +53,8 @@ class SerialBackbone(LevelMaps):
 
     def __init__(self, string: str, *, norm: str = "gn_ws") -> None:
         code = BackboneString.parse(string)
+        check_norm(norm, string)
         layer = norm_layer(norm)
-        if norm == "frozen_bn":
-            raise SpaceError(
-                f"norm: wanted gn_ws, gn or bn for backbone {string!r}, which has no ImageNet"
-                f" weights, got {norm!r}"
-            )
         stages = _stages(code, layer)
         ends = {name: level for level, name in enumerate(stages, FIRST_LEVEL)}
         body = nn.Sequential(OrderedDict({**_stem(code.base_width, layer), **stages}))
@@ -68,6 +65,20 @@ class SerialBackbone(LevelMaps):
         nn.Linear(code.channels[-1], 1000)
         _initialize(self.body)
         standardize_weights(self.body, norm)
+
+
+def check_norm(norm: str, string: str) -> None:
+    """Refuses norms that a backbone string cannot have.
+
+    Raises:
+        SpaceError: unknown norm, or frozen norms, for which there are no weights.
+    """
+    check_option("norm", norm, NORMS)
+    if norm == "frozen_bn":
+        raise SpaceError(
+            f"norm: wanted gn_ws, gn or bn for backbone {string!r}, which has no ImageNet"
+            f" weights, got {norm!r}"
+        )
 
 
 def _stem(width: int, layer: NormLayer) -> dict[str, nn.Module]:

@@ -96,6 +96,15 @@ def load_space(reference: str, arguments: Mapping[str, Any]) -> ModelSpace:
         raise SpaceError(f"space {reference} with {dict(arguments)}: {error}") from error
 
 
+def takes_argument(reference: str, name: str) -> bool:
+    """Whether the constructor of a search space has an argument of that name.
+
+    Raises:
+        SpaceError: the reference is malformed or leads to no space.
+    """
+    return name in inspect.signature(_constructor(_find(reference))).parameters
+
+
 def _find(reference: str) -> type[ModelSpace]:
     module_name, _, class_name = reference.partition(":")
     if not class_name.isidentifier() or not all(map(str.isidentifier, module_name.split("."))):

@@ -8,8 +8,6 @@ which torchvision lacks, have modules of their own. This is the torchvision side
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
@@ -20,7 +18,6 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
@@ -32,16 +29,20 @@ from smnas.detectors.cascade import (
     ClassAgnosticPredictor,
 )
 from smnas.detectors.components import (
-    HEADS,
-    RPNS,
+    ASPECT_RATIOS,
+    DETECTIONS_PER_IMAGE,
+    NMS_THRESHOLD,
+    ROI_SIZE,
+    RPN_NMS_THRESHOLD,
+    SCORE_THRESHOLD,
     Stages,
     TrainingValues,
-    anchor_share,
     anchor_sizes,
+    background_logit,
+    canonical_roi,
     check_count,
-    check_option,
+    check_structure,
     guided_anchor_scale,
-    parse_input_size,
     training_values,
 )
 from smnas.detectors.guided_anchoring import GuidedAnchorRPN
@@ -49,26 +50,7 @@ from smnas.detectors.nas import ParametrizedModule
 from smnas.detectors.necks import TOP_LEVEL, Neck
 from smnas.detectors.norms import head_norm_layer, standardize_weights
 from smnas.detectors.serial import SerialBackbone
-from smnas.errors import SpaceError
-
-IMAGE_MEAN = [0.485, 0.456, 0.406]
-IMAGE_DEVIATION = [0.229, 0.224, 0.225]
-"""Of ImageNet's pictures, red, green, blue."""
-
-SCORE_THRESHOLD = 0.05
-NMS_THRESHOLD = 0.5
-DETECTIONS_PER_IMAGE = 100
-"""As many as COCO counts, for all heads: otherwise their latencies could not be compared."""
-
-RPN_NMS_THRESHOLD = 0.7
-ROI_SIZE = 7
-CANONICAL_ROI = 224
-"""Side in pixels of the RoI that is pooled from level 4 (Lin et al. 2017, FPN, equation 1)."""
-
-FOREGROUND_PRIOR = 0.01
-"""Probability of an object, all classes together, that an untrained head gives."""
-
-ASPECT_RATIOS = (0.5, 1.0, 2.0)
+from smnas.detectors.transform import Transform
 
 Picture = Tensor
 Boxes = dict[str, Tensor]
@@ -172,7 +154,7 @@ class Detector(nn.Module):
     def __init__(self, backbone: LevelMaps, neck: Neck, proposals: Proposals, head: Head) -> None:
         super().__init__()
         features = _Features(backbone, neck)
-        transform = _Transform(head.input_size)
+        transform = Transform(head.input_size)
         self.num_classes = head.num_classes
         self.input_size = head.input_size
         self.model: nn.Module = (
@@ -204,21 +186,6 @@ class Detector(nn.Module):
         return self.model(images, targets)
 
 
-def check_structure(rpn: str, head: str) -> None:
-    """Refuses proposals and heads that do not go together.
-
-    Raises:
-        SpaceError: unknown options; proposals for a one-stage head; none for a two-stage head.
-    """
-    check_option("rpn", rpn, RPNS)
-    check_option("head", head, HEADS)
-    if (rpn == "none") != (head == "retinanet"):
-        raise SpaceError(
-            f"structure: wanted rpn 'none' with head 'retinanet' and with no other,"
-            f" got rpn {rpn!r} with head {head!r}"
-        )
-
-
 class _Features(nn.Module):
     """Backbone and neck as the one module that torchvision's detectors call a backbone."""
 
@@ -230,20 +197,6 @@ class _Features(nn.Module):
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         return self.neck(self.backbone(images))
-
-
-class _Transform(GeneralizedRCNNTransform):
-    """torchvision's, but a picture that fits already is not interpolated onto itself."""
-
-    def __init__(self, input_size: str) -> None:
-        size = parse_input_size(input_size)
-        super().__init__(min(size), max(size), IMAGE_MEAN, IMAGE_DEVIATION)
-
-    def resize(self, image: Tensor, target: Boxes | None = None) -> tuple[Tensor, Boxes | None]:
-        shorter, longer = sorted(image.shape[-2:])
-        if min(self.min_size[-1] / shorter, self.max_size / longer) == 1:
-            return image, target
-        return super().resize(image, target)
 
 
 # Under autocast convolutions and linear layers give half precision, in which a coordinate of 1333
@@ -287,9 +240,10 @@ class _RoIPool(MultiScaleRoIAlign):
     def __init__(self, stages: Stages, input_size: str) -> None:
         levels = [level for level in stages if level <= TOP_LEVEL]
         super().__init__(levels, ROI_SIZE, sampling_ratio=2)
-        canonical = round(CANONICAL_ROI * anchor_share(input_size))
         self.scales = [1 / stages[level].stride for level in levels]
-        self.map_levels = initLevelMapper(levels[0], levels[-1], canonical_scale=canonical)
+        self.map_levels = initLevelMapper(
+            levels[0], levels[-1], canonical_scale=canonical_roi(input_size)
+        )
 
 
 def _width(stages: Stages) -> int:
@@ -401,9 +355,8 @@ def _set_background_prior(classifier: nn.Linear) -> None:
     trained detector does.
     """
     classes = classifier.out_features - 1
-    odds = (1 - FOREGROUND_PRIOR) / FOREGROUND_PRIOR
     classifier.bias.zero_()
-    classifier.bias[0] = math.log(odds * classes)
+    classifier.bias[0] = background_logit(classes)
 
 
 class _OneStage(RetinaNet):
@@ -419,7 +372,7 @@ class _OneStage(RetinaNet):
         return [{**found, "labels": found["labels"] + 1} for found in detections]
 
 
-def _one_stage(features: _Features, head: Head, transform: _Transform) -> RetinaNet:
+def _one_stage(features: _Features, head: Head, transform: Transform) -> RetinaNet:
     model = _OneStage(
         features,
         head.num_classes,

@@ -1,4 +1,5 @@
-"""COCO metrics of a detector on a data set, by pycocotools. The trial calls it after training.
+"""COCO metrics of a detector on a data set, by pycocotools, or by detectron2's compiled version of
+it where that is installed. The trial calls it after training.
 
 The only place that turns detections into COCO results. Must not import the search, spaces or
 builders.
@@ -10,6 +11,8 @@ import contextlib
 import io
 import logging
 from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -107,7 +110,7 @@ def evaluate(
 def coco_metrics(
     coco: COCO, results: list[dict[str, Any]], image_ids: Sequence[int]
 ) -> dict[str, float]:
-    """Run pycocotools' box evaluation, silently.
+    """Run COCO's box evaluation, silently.
 
     Args:
         coco: the truth.
@@ -120,13 +123,26 @@ def coco_metrics(
     """
     with contextlib.redirect_stdout(io.StringIO()):
         detected = coco.loadRes(results) if results else _nothing(coco)
-        evaluation = COCOeval(coco, detected, "bbox")
+        evaluation = _evaluator()(coco, detected, "bbox")
         evaluation.params.imgIds = list(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     values = map(float, evaluation.stats[: len(METRICS)])
     return {name: value for name, value in zip(METRICS, values, strict=True) if value >= 0}
+
+
+@cache
+def _evaluator() -> type[COCOeval]:
+    """detectron2's evaluation, which gives the same numbers sooner, else pycocotools'."""
+    if find_spec("detectron2") is None:
+        return COCOeval
+    try:
+        from smnas.detectors.detectron2.evaluation import COCOeval_opt
+    except ImportError as error:
+        _log.warning("detectron2's COCO evaluation is not usable, pycocotools is used: %s", error)
+        return COCOeval
+    return COCOeval_opt
 
 
 def _nothing(coco: COCO) -> COCO:

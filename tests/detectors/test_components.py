@@ -148,6 +148,12 @@ def test_torchvision_is_the_library_where_detectron2_is_not(monkeypatch):
         load_library("detectron2")
 
 
+def test_auto_is_detectron2_where_it_is(monkeypatch):
+    monkeypatch.setattr(components, "_has_detectron2", lambda: True)
+    assert components.resolve_library("auto") == "detectron2"
+    assert components.resolve_library("torchvision") == "torchvision"
+
+
 def test_unknown_library():
     with pytest.raises(SpaceError, match="library: wanted one of .*'torchvision'"):
         load_library("torchvison")

@@ -391,7 +391,7 @@ def test_location_filter_is_at_one_percent(probability: float, given: set[int]) 
     rpn = spread_rpn(top=2)
     images, features = make_images((64, 64)), torch.zeros(1, 8, 4, 4)
     features[0, 0, 0] = torch.tensor([0.0, 12, 12, 10 + math.log(probability / (1 - probability))])
-    likely = rpn._likely(rpn.head([features]).location)
+    likely = ga.likely(rpn.head([features]).location, rpn.post_nms_top_n())
     assert set(likely[0].nonzero().flatten().tolist()) == given
     assert len(rpn(images, {0: features})[0][0]) == 2
 
