@@ -7,6 +7,9 @@ from nni.mutable import Categorical, ExpressionConstraint, MutableList
 
 from smnas.records import Failed, Measured, Option, Outcome, Sample
 
+TOY_SIZES = {f"d{i}": [list(range(5))] for i in range(4)}
+"""What is larger in the toy space, and never worse in `toy_outcome`."""
+
 
 def toy_space() -> MutableList:
     """Four ordinal and one nominal choice; 'c' needs the first choice below 3."""
@@ -23,6 +26,11 @@ def toy_outcome(sample: Sample) -> Outcome:
     latency = 1 + sum((i + 1) * d for i, d in enumerate(depth)) + 20 * bonus
     quality = sum(d * (9 - d) for d in depth) / 80 * 0.8 + bonus
     return Measured({"latency_ms": latency, "map": quality})
+
+
+def toy_latency(sample: Sample) -> float:
+    """Known before training, also where that fails."""
+    return toy_outcome(sample).metrics["latency_ms"]
 
 
 def toy_outcome_with_failures(sample: Sample) -> Outcome:
