@@ -28,11 +28,6 @@ def toy_outcome(sample: Sample) -> Outcome:
     return Measured({"latency_ms": latency, "map": quality})
 
 
-def toy_latency(sample: Sample) -> float:
-    """Known before training, also where that fails."""
-    return toy_outcome(sample).metrics["latency_ms"]
-
-
 def toy_outcome_with_failures(sample: Sample) -> Outcome:
     """As `toy_outcome`, but the deepest first choice always crashes."""
     return Failed("crash", "too deep") if sample["d0"] == 4 else toy_outcome(sample)
