@@ -294,6 +294,12 @@ def _make_optimizer(settings: SearchSettings, search_space: Mapping[str, Any]) -
 def _experiment(folder: Path, settings: SearchSettings) -> Experiment:
     """What NNI knows of the experiment file, for the journal's header."""
     kept = nni_runs.settings_of(folder)
+    wants_assessor = settings.pruning is not None or settings.early_stopping is not None
+    if wants_assessor and not kept.get("assessor"):
+        _logger.warning(
+            "pruning and early_stopping: wanted an assessor (smnas.assessor.ParetoAssessor),"
+            " got none; all trials will train to their end"
+        )
     return Experiment(
         path=folder,
         name=kept.get("experimentName") or folder.name,

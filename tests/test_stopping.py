@@ -111,7 +111,7 @@ def test_a_candidate_that_cannot_beat_a_rival_is_pruned_and_both_are_named(
         ([measured(3, 40.0, 0.30, {**FLAT, "d0": 0}), RIVAL], 20.0, 0.02),  # not larger
         ([trial(3, DEEP, Failed("crash", "")), RIVAL], 20.0, 0.02),
         ([LARGER], 20.0, 0.02),
-        ([LARGER], 50.0, 0.02),  # a larger network is a rival only where it is better by the margin
+        ([LARGER], 50.0, 0.02),  # the larger network is no rival of its own bound
         ([RIVAL], 20.0, 0.02),
         ([], 20.0, 0.02),
     ],
@@ -153,7 +153,7 @@ def test_without_one_objective_that_training_decides_nothing_is_stopped() -> Non
 
 
 def analytic_table(seed: int) -> dict[tuple[int, ...], tuple[float, float]]:
-    """Cost and quality of 243 networks: larger is better, but for noise of a quarter of the margin."""
+    """Cost and quality of 243 networks: larger is better, but for noise below the margin."""
     rng = np.random.default_rng(seed)
     table = {}
     for index in itertools.product(range(3), repeat=5):
@@ -167,7 +167,8 @@ def analytic_table(seed: int) -> dict[tuple[int, ...], tuple[float, float]]:
 @pytest.mark.parametrize("seed", range(5))
 def test_true_front_members_are_hardly_ever_pruned(seed: int) -> None:
     """In random order, each network is judged by those that were trained before it."""
-    objectives = Objectives({"cost": "minimize", "map": "maximize"}, {"cost": 50.0, "map": 0.0})
+    directions = {"cost": "minimize", "map": "maximize"}
+    objectives = Objectives(directions, {"cost": 50.0, "map": 0.0})
     table = analytic_table(seed)
     rows = np.array([[cost, -quality] for cost, quality in table.values()])
     front = {list(table)[i] for i in pareto.non_dominated(rows)}

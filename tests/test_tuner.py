@@ -425,6 +425,21 @@ def test_what_the_assessor_stopped_is_no_failure(
     close(tuner)
 
 
+def test_stopping_without_an_assessor_is_pointed_out(
+    make: Callable[[], ParetoTuner],
+    nni_folder: Path,
+    encoding: Encoding,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    close(make())
+    assert not caplog.records
+    (nni_folder / "smnas" / FILE_NAME).unlink()
+    tuner = ParetoTuner(**{**ARGS, "early_stopping": {"rungs": [1]}})
+    tuner.update_search_space(encoding.nni_search_space())
+    assert "wanted an assessor (smnas.assessor.ParetoAssessor), got none" in caplog.text
+    close(tuner)
+
+
 def test_a_resumed_tuner_takes_up_verdicts(
     make: Callable[[], ParetoTuner], nni_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
