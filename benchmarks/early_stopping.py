@@ -1,14 +1,18 @@
 """Epochs that early stopping saves, and the hypervolume that it costs: recorded curves, replayed.
 
-    python benchmarks/early_stopping.py RUN [RUN ...] [--seeds 40] [--workers 2]
+    python benchmarks/early_stopping.py RUN [RUN ...] [--seeds 40] [--workers 2] [--resample 100]
 
 Every RUN is a run folder whose trials trained to their end, all for the same number of epochs. Its
 trials are replayed in many random orders on simulated workers, each epoch as long as it took; at
 every rung the judge of `smnas.stopping` decides by what has finished by then. Reported for each
 setting: part of the epochs that was not trained and part of the hypervolume that was lost, as means
 with bootstrapped 95 % intervals over the orders. The oracle knows how every trial ends and stops,
-at the first rung, what something finished dominates: nobody can save more without loss. Prints
-tables, writes results/early_stopping.json.
+at the first rung, what something finished dominates: nobody can save more without loss.
+
+A search may be longer than what has been recorded. `--resample N` adds a table of as many trials,
+drawn from the recorded ones with replacement, latency and curve of each scaled by chance: no
+measurement, but it shows what a longer search would save. Prints tables, writes
+results/early_stopping.json.
 """
 
 from __future__ import annotations
@@ -57,18 +61,22 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--resample", type=int, help="trials of a longer search, made up")
     arguments = parser.parse_args()
+    runs = {path.resolve().name: load(path) for path in arguments.runs}
+    if arguments.resample:
+        longer = {name: resampled(run, arguments.resample) for name, run in runs.items()}
+        runs |= {f"{name}, resampled": run for name, run in longer.items()}
     tables = {}
-    for path in arguments.runs:
-        run = load(path)
+    for name, run in runs.items():
         ways = [
             (rungs, confidence)
             for rungs in schedules(run.epochs)
             for confidence in (*CONFIDENCES, None)
         ]
         rows = [measure(run, *way, arguments.seeds, arguments.workers) for way in ways]
-        show(path, run, rows)
-        tables[path.name] = {"trials": len(run.trials), "epochs": run.epochs, "settings": rows}
+        show(name, run, rows)
+        tables[name] = {"trials": len(run.trials), "epochs": run.epochs, "settings": rows}
     settings = {"seeds": arguments.seeds, "workers": arguments.workers}
     print(f"written to {write_results('early_stopping', {'replay': settings, 'runs': tables})}")
 
@@ -83,6 +91,33 @@ def load(path: Path) -> Recorded:
     return Recorded(
         tuple(trials), Objectives(settings["objectives"], settings["reference_point"]), epochs
     )
+
+
+def resampled(run: Recorded, number: int, spread: float = 0.2) -> Recorded:
+    """Trials drawn with replacement, latency and curve of each scaled by log-normal factors.
+
+    Args:
+        run: what has been recorded.
+        number: of trials.
+        spread: standard deviation of the factors' logarithms.
+    """
+    rng = np.random.default_rng(0)
+    trials = []
+    for k in range(number):
+        one = run.trials[rng.integers(len(run.trials))]
+        slower, better = np.exp(spread * rng.standard_normal(2)).tolist()
+        curve = [
+            {"epoch": line["epoch"], "map": min(1.0, line["map"] * better)}
+            for line in curve_of(one)
+        ]
+        metrics = {
+            "latency_ms": first_line(one, run)["latency_ms"] * slower,
+            "map": curve[-1]["map"],
+            "train_seconds": seconds_of(one) * slower,
+        }
+        candidate = Candidate(k, one.candidate.stage, one.candidate.sample)
+        trials.append(Trial(candidate, Measured(metrics, {"curve": curve}), 0.0, 1.0))
+    return Recorded(tuple(trials), run.objectives, run.epochs)
 
 
 def curve_of(trial: Trial) -> Sequence[Line]:
@@ -188,10 +223,10 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(q) for q in np.quantile(draws, [0.025, 0.975])]
 
 
-def show(path: Path, run: Recorded, rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(title=f"{path.name}: {len(run.trials)} curves of {run.epochs} epochs")
-    for name in ("rungs", "confidence", "stopped", "epochs saved", "time saved", "lost", "cost"):
-        table.add_column(name, justify="right")
+def show(name: str, run: Recorded, rows: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(title=f"{name}: {len(run.trials)} curves of {run.epochs} epochs")
+    for column in ("rungs", "confidence", "stopped", "epochs saved", "time saved", "lost", "cost"):
+        table.add_column(column, justify="right")
     for one in rows:
         kept = 1 - one["epochs_saved"]["mean"]
         table.add_row(

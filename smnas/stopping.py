@@ -31,8 +31,10 @@ as `latency_ms`), and after each epoch (with what is known since, such as `map`)
 Watch = Callable[[Candidate, Sequence[Line]], Stopped | None]
 """A running candidate and its lines so far -> why it need not go on; None to let it."""
 
-FEWEST = 4
-"""Finished curves before anything is predicted; few ones make a wide distribution by themselves."""
+FEWEST = 6
+"""Finished curves before anything is predicted. Few ones make a wide distribution by themselves,
+but four may lie on a line by chance (benchmarks/early_stopping.py).
+"""
 
 
 @dataclass(frozen=True)

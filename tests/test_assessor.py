@@ -20,17 +20,17 @@ OWN = Candidate(9, "structural", FLAT)
 
 @pytest.fixture
 def run(toy_header: dict, tmp_path: Path) -> Callable[..., Path]:
-    """A run folder with five finished trials and one that is running."""
+    """A run folder with six finished trials and one that is running."""
 
     def make(**settings: object) -> Path:
         toy_header["experiment"] |= settings
         toy_header["space"] = {**Encoding.of(toy_space()).describe(), "monotone": TOY_SIZES}
         folder = tmp_path / "smnas"
         journal = Journal.open(folder / FILE_NAME, toy_header)
-        for k in range(5):
+        for k in range(6):
             quality = 0.2 + 0.1 * k
             curve = [{"epoch": 1, "map": quality / 4}, {"epoch": 2, "map": quality}]
-            candidate = Candidate(k, "structural", {**FLAT, "d0": 4, "d1": k})
+            candidate = Candidate(k, "structural", {**FLAT, "d0": 4, "d1": k % 5})
             journal.asked(candidate)
             metrics = {"latency_ms": 10.0 + k, "map": quality}
             journal.told(k, Measured(metrics, {"curve": curve}))

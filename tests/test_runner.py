@@ -336,9 +336,9 @@ def test_a_killed_search_with_stopped_trials_resumes_to_the_same_end(
     toy_header["experiment"]["early_stopping"] = {"rungs": [1]}
     judge = Judge.of(toy_header)
     assert judge is not None
-    samples = [{"latency": 10.0 + k, "map": 0.2 + 0.1 * k, "hangs": -1} for k in range(5)]
+    samples = [{"latency": 10.0 + k, "map": 0.2 + 0.1 * k, "hangs": -1} for k in range(6)]
     bad = {"latency": 30.0, "map": 0.1, "hangs": 1}
-    samples += [bad, {"latency": 16.0, "map": 0.8, "hangs": -1}, {**bad, "latency": 31.0}]
+    samples += [bad, {"latency": 17.0, "map": 0.8, "hangs": -1}, {**bad, "latency": 31.0}]
 
     def run(name: str, dies_after: int | None = None) -> dict[int, Outcome]:
         journal = Journal.open(tmp_path / name / FILE_NAME, toy_header)
@@ -365,10 +365,10 @@ def test_a_killed_search_with_stopped_trials_resumes_to_the_same_end(
 
     whole = run("whole")
     stopped = [k for k, outcome in whole.items() if isinstance(outcome, Stopped)]
-    assert stopped == [5, 7] and len(whole) == len(samples)
-    assert whole[5].metrics == {"latency_ms": 30.0}
-    for dies_after in (5, 6):
+    assert stopped == [6, 8] and len(whole) == len(samples)
+    assert whole[6].metrics == {"latency_ms": 30.0}
+    for dies_after in (6, 7):
         run(f"cut{dies_after}", dies_after)
         assert run(f"cut{dies_after}") == whole
-    told = [event for event in read(tmp_path / "cut6").events if not isinstance(event, Asked)]
+    told = [event for event in read(tmp_path / "cut7").events if not isinstance(event, Asked)]
     assert {event.id: event.outcome for event in told} == whole

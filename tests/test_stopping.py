@@ -198,7 +198,7 @@ def finished(number: int, latency: float, quality: float) -> Trial:
     return measured(number, latency, quality, {**FLAT, "d1": number % 5}, curve)
 
 
-DONE = [finished(k, 10.0 + k, 0.2 + 0.1 * k) for k in range(5)]
+DONE = [finished(k, 10.0 + k, 0.2 + 0.1 * k) for k in range(7)]
 
 
 def stop(
@@ -244,15 +244,15 @@ def test_nothing_is_stopped_by_few_curves_or_those_of_another_stage(
     objectives: Objectives,
 ) -> None:
     lines = [before(60.0), after(1, 0.0)]
-    assert stop(objectives, lines, DONE[:4]) is not None
-    assert stop(objectives, lines, DONE[:3]) is None
+    assert stop(objectives, lines, DONE[:6]) is not None
+    assert stop(objectives, lines, DONE[:5]) is None
     others = [
         Trial(Candidate(t.candidate.id, "other", t.candidate.sample), t.outcome, 0.0, 1.0)
         for t in DONE
     ]
     assert stop(objectives, lines, others) is None
     # but they are rivals all the same
-    assert stop(objectives, lines, [*DONE[:4], *others]) is not None
+    assert stop(objectives, lines, [*DONE[:6], *others]) is not None
 
 
 def test_stopped_and_failed_trials_are_neither_rivals_nor_curves(objectives: Objectives) -> None:
