@@ -52,7 +52,9 @@ def hand_made(input_size: str) -> dict[str, Sample]:
     """The usual detectors as structural samples, at one input size, FPN of 256 channels."""
     fpn = {"neck": "fpn", "neck_width": 256, "input_size": input_size}
     two_stage = {**fpn, "neck_start": 2, "neck_end": 5, "rpn": "rpn"}
-    one_stage = {**fpn, "neck_start": 3, "neck_end": 6, "rpn": "none", "head": "retinanet"}
+    # level 6 (stride 64) needs a map of 3x3, as everywhere in the space
+    end = 6 if min(parse_input_size(input_size)) > 2 * 64 else 5
+    one_stage = {**fpn, "neck_start": 3, "neck_end": end, "rpn": "none", "head": "retinanet"}
     heads = {
         "faster_rcnn": ({**two_stage, "head": "rcnn"}, ("18", "34", "50", "101")),
         "retinanet": (one_stage, ("18", "50")),
@@ -68,9 +70,10 @@ def hand_made(input_size: str) -> dict[str, Sample]:
 
 
 def found(history: History) -> dict[str, Sample]:
-    """The front of a run: `{RUN#ID: sample}`, fastest first."""
+    """What the search itself put on its front: `{#ID: sample}`, fastest first."""
     trials = pareto.front(history.trials(), objectives_of(history))
-    return {f"#{t.candidate.id}": dict(t.candidate.sample) for t in trials}
+    own = [t.candidate for t in trials if t.candidate.origin != "baseline"]
+    return {f"#{candidate.id}": dict(candidate.sample) for candidate in own}
 
 
 def build(history: History, sample: Sample, num_classes: int) -> nn.Module:
@@ -140,7 +143,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--size", default="192x144", help="input of the hand-made detectors")
+    parser.add_argument("--size", default="160x120", help="input of the hand-made detectors")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--share", type=int, help="train only every JOBS-th, and stop")
     parser.add_argument("--work", type=Path, default=Path("runs/headline/cells.jsonl"))
@@ -207,13 +210,14 @@ def _entry(contest: Contest, name: str, rows: list[Cell], rounds: list[float]) -
 def compare(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Our front against Faster R-CNN R50-FPN, and against all hand-made ones by hypervolume.
 
-    The reference corner is the slowest detector's latency and mAP 0. `fastest_at_least_as_good` is
-    the fastest of ours that is one mAP point (.01) or more above the reference; `best` our best.
+    The reference corner is 1.1 times the slowest detector's latency and mAP 0.
+    `fastest_at_least_as_good` is the fastest of ours that is one mAP point (.01) or more above the
+    reference; `best` our best.
     """
     reference = next(e for e in entries if e["name"] == REFERENCE)
     ours = [e for e in entries if not e["hand_made"]]
     theirs = [e for e in entries if e["hand_made"]]
-    corner = np.array([max(e["latency_ms"] for e in entries), 0.0])
+    corner = np.array([1.1 * max(e["latency_ms"] for e in entries), 0.0])
 
     def volume(group: Sequence[dict[str, Any]]) -> float:
         return pareto.hypervolume(

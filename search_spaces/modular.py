@@ -38,20 +38,10 @@ from smnas.detectors.operators import (
 )
 from smnas.detectors.space import DetectorSpace
 from smnas.detectors.string_moves import DOUBLINGS, STAGES
-from smnas.detectors.strings import KINDS, BackboneString
+from smnas.detectors.strings import KINDS, STRINGS, BackboneString
 from smnas.encoding import Encoding
 from smnas.errors import SpaceError
 from smnas.records import Option, Sample
-
-STRINGS = {
-    "resnet18": "basicblock_64_11-21-21-21",
-    "resnet34": "basicblock_64_111-2111-211111-211",
-    "resnet50": "bottleneck_64_111-2111-211111-211",
-    "resnet101": f"bottleneck_64_111-2111-2{'1' * 22}-211",
-    "resnext50": "resnext_64_111-2111-211111-211",
-    "resnext101": f"resnext_64_111-2111-2{'1' * 22}-211",
-}
-"""The structural space's backbones as strings; its MobileNet has none."""
 
 CASCADES = ("cascade2", "cascade3")
 

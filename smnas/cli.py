@@ -18,6 +18,7 @@ from rich.console import Console
 
 from smnas import __version__
 from smnas.errors import MixedDevicesError, RunError, UserError
+from smnas.report.command import report
 
 app = typer.Typer(
     help="Search object detectors for the Pareto front of latency against mAP.",
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Generate, import and check data sets in COCO format.")
 app.add_typer(data_app, name="data")
+app.command()(report)
 
 # typer carries its own copy of click from some version on: take the class from typer, whichever it
 # is

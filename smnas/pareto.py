@@ -46,6 +46,33 @@ def hypervolume(rows: np.ndarray, reference: np.ndarray) -> float:
     return float(HV(ref_point=reference)(rows))
 
 
+def knee(rows: np.ndarray) -> int | None:
+    """The row of a front where a little more of one objective stops to buy much of another.
+
+    The least sum of objectives, each scaled from its best in the front (0) to its worst (1): with
+    two objectives the row farthest from the line through both ends (Das 1999). None where that is
+    an end of the front, so that nothing bulges, and for less than three rows.
+
+    Args:
+        rows: a front, `n x m`, minimised.
+    """
+    if len(rows) < 3:
+        return None
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    scaled = (rows - low) / np.where(high > low, high - low, 1.0)
+    best = int(scaled.sum(axis=1).argmin())
+    return None if (scaled[best] == 0).any() else best
+
+
+def coverage(rows: np.ndarray, others: np.ndarray) -> float:
+    """Share of the other rows that some row is at least as good as in every objective (Zitzler and
+    Thiele 1999, C metric); both `n x m`, minimised; 0 where there are no others.
+    """
+    if len(others) == 0 or len(rows) == 0:
+        return 0.0
+    return float((rows[:, None] <= others[None]).all(axis=2).any(axis=0).mean())
+
+
 def ranked(rows: np.ndarray) -> np.ndarray:
     """Indices of all rows (`n x m`, minimised), the first front first, in their own order within
     a front.

@@ -30,6 +30,9 @@ from smnas.stopping import Line, Watch
 CURVE = "curve.jsonl"
 """What a trial has reported so far, in its folder."""
 
+EXAMPLES_FILE = "examples.json"
+"""What a trial's folder may hold for reports: detections in a few pictures."""
+
 _POLL_SECONDS = 0.02
 _TAIL_LINES = 20
 

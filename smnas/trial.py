@@ -32,9 +32,10 @@ from smnas.objectives.cost import measure_cost, peak_memory_mb
 from smnas.objectives.latency import Latency, measure_latency
 from smnas.quiet import QuietDevice
 from smnas.records import Candidate, Failed, Measured, Outcome, Sample
-from smnas.runner import CURVE, local_workers, write_outcome
+from smnas.runner import CURVE, EXAMPLES_FILE, local_workers, write_outcome
 from smnas.spaces import open_space, trial_concurrency
 from smnas.training.evaluation import evaluate
+from smnas.training.examples import find_examples
 from smnas.training.loop import EpochStats, epoch_batches, train
 from smnas.training.recipe import Recipe
 
@@ -135,7 +136,7 @@ def run_trial(
         sample: of the space.
         report: called before training, as epoch 0, with the number of epochs and what has been
             measured; then after each epoch with its number, loss and metrics.
-        folder: where the trained weights are kept; None keeps none.
+        folder: where the trained weights and a few example detections are kept; None keeps none.
 
     Returns:
         `Measured` with `map`, `ap50`, `ap75`, `ap_small/medium/large`, `latency_ms` with its spread
@@ -165,6 +166,8 @@ def run_trial(
         report({"epoch": 0, "epochs": settings.recipe.epochs, **measured})
         metrics, info = _fit(detector, training, held_out, settings, quiet, report)
         measured |= metrics
+        if folder is not None:
+            _keep_examples(detector, held_out, settings, quiet, folder)
     except TrialFailure as failure:
         return Failed(failure.reason, failure.detail, measured)
     except torch.OutOfMemoryError as error:
@@ -294,6 +297,19 @@ def _fit(
     last = {name: value for name, value in curve[-1].items() if name not in ("epoch", "loss")}
     info = {"curve": curve, "batch_parts": stats.parts, "recipe": settings.recipe.describe()}
     return last | {"train_seconds": stats.seconds}, info
+
+
+def _keep_examples(
+    detector: nn.Module,
+    held_out: CocoDataset,
+    settings: Settings,
+    quiet: QuietDevice,
+    folder: Path,
+) -> None:
+    found = find_examples(
+        detector, held_out, device=settings.torch_device, quiet=quiet, amp=settings.amp
+    )
+    (folder / EXAMPLES_FILE).write_text(json.dumps(found))
 
 
 def _loader(dataset: CocoDataset, settings: Settings, generator: torch.Generator) -> DataLoader:

@@ -39,12 +39,13 @@ def import_blocked(blocked: str, modules: str) -> subprocess.CompletedProcess[st
             "torch,torchvision,nni,pymoo,matplotlib,pycocotools",
             "smnas,smnas.records,smnas.errors,smnas.journal,smnas.study,smnas.runner,smnas.cli,"
             "smnas.quiet,smnas.machine,smnas.objectives.vector,smnas.data.split,"
-            "smnas.training.recipe",
+            "smnas.training.recipe,smnas.report.command",
         ),
         (
             "torch,torchvision,detectron2,matplotlib,pytorch_lightning",
             "smnas.encoding,smnas.experiment,smnas.optimizer,smnas.pareto,smnas.display,"
-            "smnas.report.tables,smnas.report.result,smnas.stages,smnas.detectors.operators",
+            "smnas.report.tables,smnas.report.result,smnas.stages,smnas.detectors.operators,"
+            "smnas.report.page,smnas.report.frame",
         ),
     ],
 )
@@ -62,6 +63,7 @@ def test_the_blocker_blocks() -> None:
     ("library", "allowed"),
     [
         ("matplotlib", {"smnas/report/plots.py"}),
+        ("pandas", {"smnas/report/frame.py", "smnas/__init__.py"}),
         ("pymoo.algorithms", {"smnas/algorithms.py"}),
         ("sklearn", {"smnas/regression.py", "smnas/surrogate.py", "smnas/data/digits.py"}),
         (

@@ -100,3 +100,33 @@ def test_a_gain_is_the_mean_over_draws_and_knows_no_gain_beyond_the_reference() 
     assert half == pytest.approx(sure / 2)
     beyond = np.array([[[0.0, 1.5]]])
     assert pareto.expected_gains(beyond, rows[:0], reference).tolist() == [0.0]
+
+
+def test_the_knee_bulges_most_from_the_line_between_the_ends() -> None:
+    front = np.array([[10.0, -0.2], [20.0, -0.5], [30.0, -0.6], [50.0, -0.7]])
+    # scaled sums: 1, .25 + .4, .5 + .2, 1
+    assert pareto.knee(front) == 1
+    assert pareto.knee(front * [1000, 1] + [7, 3]) == 1, "whatever the units"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[1.0, 2.0], [2.0, 1.0]],
+        [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]],
+        [[0.0, 1.0], [0.9, 0.9], [1.0, 0.0]],
+        [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]],
+    ],
+    ids=["two", "straight", "hollow", "equal"],
+)
+def test_a_front_without_a_bulge_has_no_knee(rows: list[list[float]]) -> None:
+    assert pareto.knee(np.array(rows)) is None
+    assert pareto.knee(np.empty((0, 2))) is None
+
+
+def test_coverage_counts_what_is_met_or_beaten() -> None:
+    a, b = np.array([[1.0, 3.0], [3.0, 1.0]]), np.array([[1.0, 3.0], [2.0, 2.0], [3.0, 2.0]])
+    assert pareto.coverage(a, b) == pytest.approx(2 / 3)
+    assert pareto.coverage(b, a) == pytest.approx(1 / 2)
+    assert pareto.coverage(a, a) == 1.0
+    assert pareto.coverage(a, a[:0]) == pareto.coverage(a[:0], a) == 0.0

@@ -99,6 +99,11 @@ def test_a_trial_measures_everything_and_twice_the_same(settings: Settings, tmp_
     detector = trial.build(settings, SAMPLE, 10)
     assert metrics["params_m"] == sum(p.numel() for p in detector.parameters()) / 1e6
     detector.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    # what it finds in a few pictures of the search split, for reports
+    examples = json.loads((tmp_path / "examples.json").read_text())
+    _, held_out = trial.open_data(settings)
+    shown = {Path(picture["file"]).name for picture in examples["pictures"]}
+    assert shown and shown <= {held_out.coco.imgs[key]["file_name"] for key in held_out.image_ids}
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])

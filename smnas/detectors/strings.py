@@ -18,6 +18,16 @@ KINDS = ("basicblock", "bottleneck", "resnext")
 EXPANSIONS = {"basicblock": 1, "bottleneck": 4, "resnext": 4}
 """Output channels of a block over its width."""
 
+STRINGS = {
+    "resnet18": "basicblock_64_11-21-21-21",
+    "resnet34": "basicblock_64_111-2111-211111-211",
+    "resnet50": "bottleneck_64_111-2111-211111-211",
+    "resnet101": f"bottleneck_64_111-2111-2{'1' * 22}-211",
+    "resnext50": "resnext_64_111-2111-211111-211",
+    "resnext101": f"resnext_64_111-2111-2{'1' * 22}-211",
+}
+"""The structural space's backbones as strings; its MobileNet has none."""
+
 FEWEST_STAGES = 3
 MOST_STAGES = 6
 FORM = "KIND_BASEWIDTH_STAGES such as 'basicblock_64_11-21-21-21'"

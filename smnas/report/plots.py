@@ -1,5 +1,5 @@
-"""Pictures of a run: the front, and hypervolume over trials. The only module that imports
-matplotlib.
+"""Pictures of a run: the front, hypervolume over trials, choices and what they do. The only module
+that imports matplotlib.
 
 Draws with figure objects of its own, so no global state of matplotlib is touched. Reads journals
 only.
@@ -7,21 +7,28 @@ only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from smnas import pareto
+from smnas.errors import RunError
 from smnas.journal import History, Trial
 from smnas.objectives.vector import Objectives
-from smnas.records import Measured
-from smnas.report.tables import baseline_names, objectives_of
+from smnas.records import Measured, Option
+from smnas.report.tables import baseline_names, choices_of, objectives_of
 
 # colour-blind safe (Okabe and Ito 2008), told apart by shape too
 _FRONT, _DOMINATED, _BASELINE = "#0072B2", "#999999", "#D55E00"
+COLOURS = colormaps["viridis"]
+"""Readable without colour, too: it gets lighter throughout."""
+
+_MOST_TICKS = 12
 _LABELS = {"latency_ms": "latency (ms)", "map": "mAP (search split)"}
 
 
@@ -30,18 +37,45 @@ def save_plots(history: History, folder: Path) -> list[Path]:
 
     A run without any measured trial has no pictures.
     """
-    objectives = objectives_of(history)
-    trials = history.trials()
+    return _save(_overview(history), folder, [".png"])
+
+
+def save_figures(history: History, folder: Path) -> list[Path]:
+    """Writes all figures as PNG and SVG, for papers; returns what was written.
+
+    Those of `save_plots`, `parallel` (each detector as a line through its choices) and `effects`
+    (each choice against each objective). A run without any measured trial has none.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    figures = _overview(history)
+    if figures:
+        figures |= {"parallel": parallel_figure(history), "effects": effects_figure(history)}
+    return _save(figures, folder, [".png", ".svg"])
+
+
+def _overview(history: History) -> dict[str, Figure]:
+    objectives, trials = objectives_of(history), history.trials()
     kept, _ = pareto.measured(trials, objectives)
     if not kept:
-        return []
+        return {}
     figures = {"hypervolume": hypervolume_figure(trials, objectives)}
     if len(objectives.names) > 1:
         figures["front"] = front_figure(history)
+    return figures
+
+
+def _save(figures: Mapping[str, Figure], folder: Path, suffixes: Sequence[str]) -> list[Path]:
     paths = []
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=150)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            for suffix in suffixes:
+                paths.append(folder / f"{name}{suffix}")
+                figure.savefig(paths[-1], dpi=150)
+    except OSError as error:
+        raise RunError(f"plots {folder}: cannot be written: {error.strerror}") from error
     return sorted(paths)
 
 
@@ -76,8 +110,120 @@ def hypervolume_figure(trials: list[Trial], objectives: Objectives) -> Figure:
     return figure
 
 
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+def parallel_figure(history: History) -> Figure:
+    """Each measured detector as a line through its choices and objectives: the front in colour by
+    the last objective, the others grey. Lines of one option lie beside each other.
+    """
+    objectives = objectives_of(history)
+    kept, rows = pareto.measured(history.trials(), objectives)
+    options = _options(history, kept)
+    places = [_places(label, listed, kept) for label, listed in options.items()]
+    values = np.array([[t.outcome.metrics[n] for n in objectives.names] for t in kept if t.outcome])
+    low, high = values.min(axis=0), values.max(axis=0)
+    scaled = (values - low) / np.where(high > low, high - low, 1.0)
+    heights = np.column_stack([*places, scaled])
+    figure, axes = _figure(width=max(7.0, 0.9 * heights.shape[1]))
+    best = set(pareto.non_dominated(rows).tolist())
+    for number in sorted(range(len(kept)), key=best.__contains__):
+        style = (
+            {"color": COLOURS(0.9 * scaled[number, -1]), "linewidth": 1.8, "zorder": 3}
+            if number in best
+            else {"color": _DOMINATED, "linewidth": 0.6, "alpha": 0.35}
+        )
+        axes.plot(heights[number], **style)
+    for place, listed in enumerate(options.values()):
+        _name_options(axes, place, listed)
+    for place, (name, ends) in enumerate(
+        zip(objectives.names, zip(low, high, strict=True), strict=True), start=len(options)
+    ):
+        _name_options(axes, place, [f"{end:.3g}" for end in ends])
+    titles = [*options, *(_LABELS.get(name, name) for name in objectives.names)]
+    axes.set_xticks(range(len(titles)), titles, rotation=30, ha="right")
+    last = _LABELS.get(objectives.names[-1], objectives.names[-1])
+    axes.set(yticks=[], title=f"{history.header['name']}: the front, lighter with higher {last}")
+    return figure
+
+
+def effects_figure(history: History) -> Figure:
+    """Each choice against each objective: every measured detector, and the median of each option.
+
+    As found by the search, not adjusted for the other choices, which differ, too.
+    """
+    objectives = objectives_of(history)
+    kept, _ = pareto.measured(history.trials(), objectives)
+    options = _options(history, kept)
+    figure = Figure(
+        figsize=(1 + 1.9 * len(options), 0.6 + 2.4 * len(objectives.names)), layout="constrained"
+    )
+    grid = figure.subplots(
+        len(objectives.names), len(options), squeeze=False, sharex="col", sharey="row"
+    )
+    for row, name in zip(grid, objectives.names, strict=True):
+        row[0].set_ylabel(_LABELS.get(name, name))
+        for axes, (label, listed) in zip(row, options.items(), strict=True):
+            _effect(axes, [t for t in kept if label in t.candidate.sample], name, label, listed)
+    for axes, label in zip(grid[0], options, strict=True):
+        axes.set_title(label, fontsize=9)
+    return figure
+
+
+def _effect(axes: Axes, trials: list[Trial], name: str, label: str, options: list[Option]) -> None:
+    place = np.array([options.index(t.candidate.sample[label]) for t in trials])
+    values = _values(trials, name)
+    # side by side in the order of the trials, so that the same run gives the same picture
+    shift = 0.5 * (np.arange(len(trials)) / max(1, len(trials) - 1) - 0.5)
+    axes.plot(place + shift, values, "o", color=_DOMINATED, markersize=2.5, alpha=0.6)
+    for option in range(len(options)):
+        if (place == option).any():
+            median = np.median(values[place == option])
+            axes.plot([option - 0.35, option + 0.35], [median, median], color=_FRONT, linewidth=2)
+    shown = range(len(options)) if len(options) <= _MOST_TICKS else (0, len(options) - 1)
+    axes.set_xticks(shown, [str(options[k]) for k in shown], rotation=60, ha="right", fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+def _options(history: History, trials: list[Trial]) -> dict[str, list[Option]]:
+    """The options that measured detectors have of each choice, in the order of the spaces; choices
+    that are the same everywhere are left out.
+    """
+    found: dict[str, list[Option]] = {}
+    for label, options in choices_of(history).items():
+        used = {t.candidate.sample[label] for t in trials if label in t.candidate.sample}
+        if len(used) > 1:
+            found[label] = [option for option in options if option in used]
+    return found
+
+
+def _places(label: str, options: list[Option], trials: list[Trial]) -> np.ndarray:
+    """Heights from 0 to 1 of the trials' options, `n`; NaN without that choice."""
+    step = 1 / max(1, len(options) - 1)
+    shift = min(0.25 * step, 0.06) * (np.arange(len(trials)) / max(1, len(trials) - 1) - 0.5)
+    place = [
+        options.index(t.candidate.sample[label]) if label in t.candidate.sample else np.nan
+        for t in trials
+    ]
+    return np.array(place, dtype=float) * step + shift
+
+
+def _name_options(axes: Axes, place: int, options: Sequence[Option]) -> None:
+    shown = range(len(options)) if len(options) <= _MOST_TICKS else (0, len(options) - 1)
+    for option in shown:
+        height = option / max(1, len(options) - 1)
+        axes.text(
+            place,
+            height,
+            str(options[option]),
+            fontsize=7,
+            ha="center",
+            va="center",
+            zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+        )
+
+
+def _figure(width: float = 7.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

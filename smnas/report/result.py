@@ -4,14 +4,21 @@ only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pymoo.core.result import Result
 
 from smnas import pareto
 from smnas.encoding import Encoding
+from smnas.journal import Trial
+from smnas.records import Option
 from smnas.report.devices import open_run
-from smnas.report.tables import objectives_of
+from smnas.report.tables import choices_of, objectives_of
+
+ABSENT = "(not in this stage)"
+"""The option of a choice that another stage of the run has."""
 
 
 def load_result(run: Path | str, device: str | None = None, mixed_devices: bool = False) -> Result:
@@ -21,7 +28,8 @@ def load_result(run: Path | str, device: str | None = None, mixed_devices: bool 
     set, `pop` all measured individuals with their `id`, `history` one algorithm snapshot for each
     population's worth of trials, as pymoo's convergence examples use it
     (`algorithm.evaluator.n_eval`, `.pop`, `.opt`).
-    `result.data` holds the objectives' names and the choices.
+    `result.data` holds the objectives' names and the choices. Where a run has several stages each
+    choice has a last option `ABSENT`, for detectors of a stage that does not have that choice.
 
     Args:
         run: folder, journal or id.
@@ -35,10 +43,20 @@ def load_result(run: Path | str, device: str | None = None, mixed_devices: bool 
     """
     history = open_run(run, device, mixed_devices)
     objectives = objectives_of(history)
-    encoding = Encoding.from_choices(history.header["space"]["choices"])
-    finished = sorted(
-        (t for t in history.trials() if t.told is not None), key=lambda t: t.told or 0
+    choices = choices_of(history)
+    trials = (
+        [_completed(t, choices) for t in history.trials()] if history.later else history.trials()
     )
+    if history.later:
+        choices = {label: (*options, ABSENT) for label, options in choices.items()}
+    finished = sorted((t for t in trials if t.told is not None), key=lambda t: t.told or 0)
     step = history.header["experiment"]["population"]
     ends = sorted({*range(step, len(finished), step), len(finished)})
-    return pareto.result([finished[:end] for end in ends], objectives, encoding)
+    return pareto.result(
+        [finished[:end] for end in ends], objectives, Encoding.from_choices(choices)
+    )
+
+
+def _completed(trial: Trial, choices: Mapping[str, Sequence[Option]]) -> Trial:
+    sample = {label: trial.candidate.sample.get(label, ABSENT) for label in choices}
+    return replace(trial, candidate=replace(trial.candidate, sample=sample))

@@ -11,15 +11,24 @@ from rich.table import Table
 
 from smnas import pareto
 from smnas.detectors.operators import INNER, string_of
+from smnas.encoding import Encoding
 from smnas.journal import History, Trial
 from smnas.objectives.vector import Objectives
-from smnas.records import Measured, identity
+from smnas.records import Measured, Option, identity
 
 
 def objectives_of(history: History) -> Objectives:
     """The objectives that a run was made for, with its own reference point."""
     experiment = history.header["experiment"]
     return Objectives(experiment["objectives"], experiment["reference_point"])
+
+
+def choices_of(history: History) -> dict[str, tuple[Option, ...]]:
+    """The options of each choice, of all stages together; numbers ascending where they differ."""
+    headers = [history.header, *history.later]
+    stages = [Encoding.from_choices(header["space"]["choices"]) for header in headers]
+    whole = Encoding.union(stages) if history.later else stages[0]
+    return {choice.label: choice.options for choice in whole.choices}
 
 
 def baseline_names(history: History) -> dict[str, str]:

@@ -10,6 +10,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from smnas.encoding import Encoding
+from smnas.spaces import open_space
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -23,6 +26,12 @@ def ablation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def proxy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(BENCHMARKS)
     return import_module("proxy_trust")
+
+
+@pytest.fixture
+def headline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return import_module("headline")
 
 
 def rows(values: dict[tuple[str, float], list[float]]) -> list[dict]:
@@ -124,3 +133,49 @@ def test_long_training_is_at_least_five_times_as_long(proxy: ModuleType) -> None
     *short, long = proxy.training_cells({"a": 1})
     assert {cell["seed"] for cell in short} == {0} and long["seed"] == 1
     assert [cell["recipe"]["epochs"] for cell in short] == list(proxy.SHORT)
+
+
+def entry(name: str, latency_ms: float, accuracy: float, hand_made: bool) -> dict:
+    return {"name": name, "latency_ms": latency_ms, "map": accuracy, "hand_made": hand_made}
+
+
+def test_the_headline_counts_latency_map_and_hypervolume(headline: ModuleType) -> None:
+    verdict = headline.compare(
+        [
+            entry("#1", 20.0, 0.415, False),
+            entry("#2", 25.0, 0.425, False),
+            entry("#3", 50.0, 0.5, False),
+            entry("faster_rcnn_r18_fpn", 60.0, 0.3, True),
+            entry("faster_rcnn_r50_fpn", 100.0, 0.41, True),
+        ]
+    )
+    # 20 ms is not good enough: wanted .41 + .01
+    assert verdict["fastest_at_least_as_good"] == {
+        "name": "#2",
+        "latency_ratio": 0.25,
+        "map_difference": pytest.approx(0.015),
+    }
+    assert verdict["best"]["latency_ratio"] == 0.5
+    assert verdict["best"]["map_difference"] == pytest.approx(0.09)
+    # from the corner (110 ms, 0): 5 x .415 + 25 x .425 + 60 x .5, and 40 x .3 + 10 x .41
+    assert verdict["hypervolume"]["ours"] == pytest.approx(42.7)
+    assert verdict["hypervolume"]["hand_made"] == pytest.approx(16.1)
+    assert verdict["hypervolume_ratio"] == pytest.approx(42.7 / 16.1)
+
+
+def test_no_detector_good_enough_is_said(headline: ModuleType) -> None:
+    verdict = headline.compare(
+        [entry("#1", 20.0, 0.3, False), entry("faster_rcnn_r50_fpn", 100.0, 0.4, True)]
+    )
+    assert verdict["fastest_at_least_as_good"] is None
+    assert verdict["best"]["map_difference"] == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize("size", ["96x72", "160x120", "192x144", "256x192"])
+def test_hand_made_detectors_are_legal_at_every_size(headline: ModuleType, size: str) -> None:
+    samples = headline.hand_made(size)
+    space = open_space("search_spaces.structural:StructuralSpace", input_sizes=[size])
+    encoding = Encoding.of(space)
+    assert len(samples) == 9
+    for sample in samples.values():
+        assert encoding.violated(encoding.check(sample)) == []

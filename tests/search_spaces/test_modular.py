@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from search_spaces.modular import STRINGS, ModularSpace
+from search_spaces.modular import ModularSpace
 from search_spaces.structural import StructuralSpace
 from smnas.detectors.components import BACKBONES
 from smnas.detectors.operators import MOBILENET, MOVES, STRUCTURE, labels_of, string_of
 from smnas.detectors.space import load_space
 from smnas.detectors.string_moves import count_stages
-from smnas.detectors.strings import BackboneString
+from smnas.detectors.strings import STRINGS, BackboneString
 from smnas.detectors.torchvision import Backbone, Detector
 from smnas.encoding import Encoding
 from smnas.errors import SpaceError
