@@ -16,7 +16,12 @@ import torch
 from nni.mutable import Categorical, ExpressionConstraint, MutableExpression, ensure_frozen
 from torch import nn
 
-from search_spaces.structural import structure_options, structure_rules, wire_detector
+from search_spaces.structural import (
+    structure_options,
+    structure_rules,
+    structure_sizes,
+    wire_detector,
+)
 from smnas.detectors.components import check_count, check_list, check_option, load_library
 from smnas.detectors.operators import (
     DEPTHS,
@@ -92,6 +97,7 @@ class ModularSpace(DetectorSpace):
             _check_sample(structure)
             self._insides = self._insides.including(_string(structure))
             options = _narrowed(options, structure)
+        self.monotone = {**_inner_sizes(self._insides), **structure_sizes(options)}
         parts = load_library(library)
 
         inner = _inner_choices(self, self._insides)
@@ -183,6 +189,14 @@ class ModularSpace(DetectorSpace):
         structure = {label: sample[label] for label in STRUCTURE}
         without = "backbone" in sample and structure["neck"] == "none"
         return {**structure, **self._first_neck} if without else structure
+
+
+def _inner_sizes(insides: Insides) -> dict[str, Sequence[Sequence[Option]]]:
+    """What is larger inside a backbone: wider, and more blocks in a stage. Kinds of blocks and
+    places where the width doubles do not compare.
+    """
+    depths = tuple(range(1, insides.most + 1))
+    return {"base_width": [insides.base_widths], **dict.fromkeys(DEPTHS, [depths])}
 
 
 def _insides(

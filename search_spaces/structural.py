@@ -21,6 +21,7 @@ from smnas.detectors.components import (
     check_list,
     load_library,
     map_side,
+    parse_input_size,
 )
 from smnas.detectors.space import DetectorSpace
 from smnas.errors import SpaceError
@@ -28,6 +29,13 @@ from smnas.records import Option
 
 SMALLEST_MAP = 3
 """Cells on the shorter side of the coarsest map, at least (SM-NAS)."""
+
+
+BACKBONE_SIZES = (
+    ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101"),
+    ("resnet50", "resnext50", "resnext101"),
+)
+"""From small to large; a MobileNet compares with none."""
 
 
 class StructuralSpace(DetectorSpace):
@@ -63,6 +71,7 @@ class StructuralSpace(DetectorSpace):
 
         backbone = self.choice("backbone", PRETRAINED_BACKBONES if pretrained else BACKBONES)
         options = structure_options(input_sizes, neck_ends)
+        self.monotone = {"backbone": BACKBONE_SIZES, **structure_sizes(options)}
         structure = {label: self.choice(label, listed) for label, listed in options.items()}
         for label, expression in structure_rules(structure).items():
             self.rule(label, expression)
@@ -93,6 +102,32 @@ def structure_options(
         "head": HEADS,
         "input_size": input_sizes,
     }
+
+
+def structure_sizes(
+    options: Mapping[str, Sequence[Option]],
+) -> dict[str, Sequence[Sequence[Option]]]:
+    """What is larger in a structure: `{label: lists of options from small to large}`.
+
+    More levels, a wider pyramid, more stages of a cascade; an input that is larger in both
+    directions. Necks, kinds of proposals and kinds of heads do not compare.
+
+    Args:
+        options: of `structure_options`.
+    """
+    sizes = [str(size) for size in options["input_size"]]
+    return {
+        "neck_start": [sorted(options["neck_start"], reverse=True)],
+        "neck_end": [sorted(options["neck_end"])],
+        "neck_width": [sorted(options["neck_width"])],
+        "head": [("rcnn", "cascade2", "cascade3")],
+        "input_size": [(a, b) for a in sizes for b in sizes if a != b and _fits_into(a, b)],
+    }
+
+
+def _fits_into(size: str, other: str) -> bool:
+    pairs = zip(parse_input_size(size), parse_input_size(other), strict=True)
+    return all(own <= its for own, its in pairs)
 
 
 def structure_rules(structure: Mapping[str, Categorical]) -> dict[str, MutableExpression]:

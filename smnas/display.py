@@ -16,7 +16,7 @@ from rich.table import Table
 from smnas import pareto
 from smnas.journal import History, Told
 from smnas.objectives.vector import Objectives
-from smnas.records import Failed, Measured, Outcome
+from smnas.records import Failed, Measured, Outcome, Stopped
 from smnas.study import Limits
 from smnas.study import Progress as StudyProgress
 
@@ -34,12 +34,13 @@ class Standing:
         self._objectives = objectives
         self._rows = np.empty((0, len(objectives.names)))
         self._seconds: list[float] = []
-        self.done, self.failed = 0, 0
+        self.done, self.failed, self.stopped = 0, 0, 0
         self.limits = Limits()
 
     def resume(self, history: History, limits: Limits) -> None:
         """Takes over what a stage's journal holds; the front of earlier stages stays."""
-        self.limits, self.done, self.failed, self._seconds = limits, 0, 0, []
+        self.limits, self._seconds = limits, []
+        self.done, self.failed, self.stopped = 0, 0, 0
         for event in history.events:
             if isinstance(event, Told):
                 self.add(event.outcome)
@@ -49,6 +50,9 @@ class Standing:
         self.done += 1
         if seconds is not None:
             self._seconds.append(seconds)
+        if isinstance(outcome, Stopped):
+            self.stopped += 1
+            return
         if isinstance(outcome, Failed) or self._objectives.missing(outcome.metrics):
             self.failed += 1
             return
@@ -82,6 +86,7 @@ class Standing:
         left = self.seconds_left(running, workers)
         parts = [
             f"{running} running",
+            f"{self.stopped} stopped" if self.stopped else "",
             f"{self.failed} failed",
             best or "nothing measured yet",
             f"hypervolume {self.hypervolume:.4g}",
@@ -183,6 +188,8 @@ def describe_outcome(outcome: Outcome, objectives: Objectives) -> str:
     if isinstance(outcome, Measured):
         names = [n for n in objectives.names if n in outcome.metrics]
         return ", ".join(f"{name} {outcome.metrics[name]:.4g}" for name in names)
+    if isinstance(outcome, Stopped):
+        return f"{outcome.reason}: {outcome.detail}"
     return f"failed, {outcome.reason}: {(outcome.detail.splitlines() or [''])[0]}"
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from nni.mutable import Categorical, Constraint, LabeledMutable, Mutable
 
 from smnas.errors import SpaceError, nearest
-from smnas.records import Option, Sample
+from smnas.records import Monotone, Option, Sample
 
 MAX_ENUMERATED = 2_000_000
 """Spaces up to this size are enumerated for counting and for finding the last samples that are
@@ -101,12 +101,16 @@ class Encoding:
     Raises:
         SpaceError: a mutable is of another kind, an option is no JSON scalar, or there is no
             choice.
+
+    Attributes:
+        monotone: what the space says about sizes; empty where it says nothing.
     """
 
     def __init__(
         self, mutables: Mapping[str, LabeledMutable], space: Mutable | None = None
     ) -> None:
         self._space = space
+        self.monotone: Monotone = getattr(space, "monotone", {})
         self.choices = tuple(
             _choice(label, m) for label, m in mutables.items() if not isinstance(m, Constraint)
         )
@@ -134,7 +138,7 @@ class Encoding:
     @classmethod
     def union(cls, encodings: Sequence[Encoding]) -> Encoding:
         """The encoding, without constraints, of whatever one of several has: each choice with the
-        options of all, numbers in ascending order.
+        options of all, numbers in ascending order; sizes as any of them has them.
         """
         options: dict[str, list[Option]] = {}
         for encoding in encodings:
@@ -142,12 +146,19 @@ class Encoding:
                 known = options.setdefault(choice.label, [])
                 known += [o for o in choice.options if _key(o) not in map(_key, known)]
         numeric = (int, float)
-        return cls.from_choices(
+        whole = cls.from_choices(
             {
                 label: sorted(o) if all(type(x) in numeric for x in o) else o
                 for label, o in options.items()
             }
         )
+        chains: dict[str, list[Sequence[Option]]] = {}
+        for encoding in encodings:
+            for label, lists in encoding.monotone.items():
+                known_lists = chains.setdefault(label, [])
+                known_lists += [chain for chain in lists if chain not in known_lists]
+        whole.monotone = chains
+        return whole
 
     @property
     def mutate(self) -> Mutate | None:
@@ -283,13 +294,14 @@ class Encoding:
         return options[int(np.argmin(costs))]
 
     def describe(self) -> dict[str, Any]:
-        """Choices, constraints, size and number of legal combinations (None if too many to
-        count).
+        """Choices, constraints, what is larger, size and number of legal combinations (None if too
+        many to count).
         """
         return {
             "choices": {c.label: list(c.options) for c in self.choices},
             "ordinal": [c.label for c in self.choices if c.ordinal],
             "constraints": {c.label: _text(c) for c in self.constraints},
+            "monotone": {k: [list(chain) for chain in v] for k, v in self.monotone.items()},
             "size": self.size,
             "legal": self.count_legal(),
         }

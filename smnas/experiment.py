@@ -24,6 +24,7 @@ from smnas.detectors.components import LIBRARIES
 from smnas.errors import ConfigError, check_names, nearest
 from smnas.objectives.vector import DEFAULT_DIRECTIONS, Objectives
 from smnas.records import Sample
+from smnas.stopping import early_stopping_from, pruning_from
 from smnas.training.recipe import Recipe
 
 
@@ -46,6 +47,10 @@ class SearchSettings:
         seed: at least 0.
         baselines: `{name: sample}`, known good detectors; asked first.
         generational: wait for whole generations.
+        pruning: skip trainings that cannot pay, `{argument: value}` of `smnas.stopping.Pruning`;
+            None for none.
+        early_stopping: end trainings that will probably not pay, `{argument: value}` of
+            `smnas.stopping.EarlyStopping`; None for none.
         stage: `structural` or `modular`; the name of a later stage's folder.
         groups: detectors of the earlier stage's front whose inside is searched, at least 1; counts
             in a later stage only.
@@ -67,6 +72,9 @@ class SearchSettings:
     seed: int = 0
     baselines: Mapping[str, Sample] = field(default_factory=dict)
     generational: bool = False
+    # None rather than empty: a journal from before these keys still belongs to its experiment
+    pruning: Mapping[str, Any] | None = None
+    early_stopping: Mapping[str, Any] | None = None
     stage: str = "structural"
     groups: int = 3
     library: str | None = None
@@ -91,7 +99,11 @@ class SearchSettings:
         settings = cls(**given)
         settings._check_library(where)
         settings.objective_vector()
-        Recipe.from_mapping(settings.recipe, where)
+        recipe = Recipe.from_mapping(settings.recipe, where)
+        pruning_from(settings.pruning, where)
+        early_stopping_from(
+            settings.early_stopping, where, recipe.epochs if settings.space else None
+        )
         if settings.proxy_tau is not None and not -1 <= settings.proxy_tau <= 1:
             wanted = "wanted a number from -1 to 1"
             raise ConfigError(f"{where}: proxy_tau: {wanted}, got {settings.proxy_tau!r}")
@@ -300,6 +312,7 @@ _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "bool": (bool, "true or false"),
     "float | None": ((int, float, type(None)), "a number"),
     "Mapping[str, Any]": (dict, "keys and values"),
+    "Mapping[str, Any] | None": ((dict, type(None)), "keys and values"),
     "Mapping[str, str]": (dict, "keys and values"),
     "Mapping[str, float]": (dict, "keys and values"),
     "Mapping[str, Sample]": (dict, "keys and values"),

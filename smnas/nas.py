@@ -251,8 +251,9 @@ class DetectorEvaluator(Evaluator):
 
     def _execute(self, model: ExecutableModelSpace) -> None:
         # NNI's own would build the detector here; the trial builds it with its seed
-        reporter = NniReporter()
-        outcome = run_trial(self._settings, model.sample or {}, reporter.epoch)
+        sample = model.sample or {}
+        reporter = NniReporter(sample)
+        outcome = run_trial(self._settings, sample, reporter.epoch)
         reporter.end(outcome)
         if isinstance(outcome, Failed):
             raise TrialFailure(outcome.reason, outcome.detail)

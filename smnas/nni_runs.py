@@ -44,6 +44,11 @@ def run_folder(experiment: Path) -> Path:
     return experiment / "smnas"
 
 
+def trial_folder(run: Path, candidate_id: int) -> Path:
+    """Where the assessor leaves its verdict on a trial, and the tuner finds it."""
+    return run / "trials" / str(candidate_id)
+
+
 def dispatcher_experiment() -> Path | None:
     """NNI's folder of the experiment whose dispatcher this process is; None in any other
     process.

@@ -18,7 +18,7 @@ from smnas.algorithms import Engine
 from smnas.encoding import MAX_ENUMERATED, Encoding
 from smnas.errors import ConfigError, SpaceError, SpaceExhausted, check_names
 from smnas.objectives.vector import Objectives
-from smnas.records import Candidate, Failed, Outcome, Sample, identity
+from smnas.records import Candidate, Failed, Outcome, Sample, expected, identity
 from smnas.surrogate import Surrogate
 
 
@@ -119,7 +119,8 @@ class Optimizer:
         return self._register(self._modelled() or self._evolved())
 
     def tell(self, candidate_id: int, outcome: Outcome) -> None:
-        """Gives a candidate's outcome; a `Measured` without every objective counts as failed.
+        """Gives a candidate's outcome; a `Measured` without every objective counts as failed, and a
+        `Stopped` as what it is estimated to have reached.
 
         Raises:
             ValueError: the id was not asked, or was told before.
@@ -314,9 +315,10 @@ class Optimizer:
 
     def _row(self, outcome: Outcome) -> tuple[np.ndarray, bool]:
         """Minimised values, and whether it failed; a failure has the reference point's."""
-        if isinstance(outcome, Failed) or self.objectives.missing(outcome.metrics):
+        metrics = expected(outcome)
+        if isinstance(outcome, Failed) or self.objectives.missing(metrics):
             return self.objectives.reference_point, True
-        return self.objectives.minimised(outcome.metrics), False
+        return self.objectives.minimised(metrics), False
 
 
 def _baseline_indices(encoding: Encoding, baselines: Mapping[str, Sample]) -> list[np.ndarray]:

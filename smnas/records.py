@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,11 @@ Option = str | int | float | bool
 
 Sample = Mapping[str, Option]
 """`{label: option}`, as NNI uses the word."""
+
+Monotone = Mapping[str, Sequence[Sequence[Option]]]
+"""`{label: lists of options from small to large}`, for choices whose larger options are expected to
+be at least as accurate; two options compare if one list has both.
+"""
 
 ORIGINS = ("baseline", "control", "mutant", "random", "mating", "model")
 """Where a candidate came from: the experiment's list of known detectors, the detector that a group
@@ -32,6 +37,11 @@ FAILURE_REASONS = {
     "timeout": "the trial ran longer than its time limit",
     "crash": "the trial's process ended without an outcome",
     "error": "the trial raised an error",
+}
+
+STOP_REASONS = {
+    "pruned": "not trained: by its size it cannot be better than one that is no slower",
+    "early_stopped": "training stopped: it would probably be dominated",
 }
 
 
@@ -166,19 +176,76 @@ class Failed:
         }
 
 
-Outcome = Measured | Failed
+@dataclass(frozen=True)
+class Stopped:
+    """A candidate that was ended on purpose, because another one is better: no failure, and never
+    on the front.
+
+    Args:
+        reason: a key of `STOP_REASONS`.
+        detail: which candidates it was compared with, and how.
+        metrics: what had been measured before training (latency and cost, usually).
+        estimate: `{objective: value}` of what was not measured: what algorithms learn from.
+        info: what else is worth keeping: the curve up to there.
+
+    Raises:
+        ValueError: the reason is not a known one.
+    """
+
+    reason: str
+    detail: str
+    metrics: Mapping[str, float]
+    estimate: Mapping[str, float]
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.reason not in STOP_REASONS:
+            raise ValueError(
+                f"stop reason: wanted one of {sorted(STOP_REASONS)}, got {self.reason!r}"
+            )
+        for name in ("metrics", "estimate", "info"):
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "state": "stopped",
+            "reason": self.reason,
+            "detail": self.detail,
+            "metrics": dict(self.metrics),
+            "estimate": dict(self.estimate),
+            "info": dict(self.info),
+        }
+
+
+Outcome = Measured | Failed | Stopped
+
+
+def expected(outcome: Outcome) -> Mapping[str, float]:
+    """Metrics of an outcome; with the estimate of what was not measured, if it was stopped."""
+    if isinstance(outcome, Stopped):
+        return {**outcome.metrics, **outcome.estimate}
+    return outcome.metrics
 
 
 def outcome_from_json(record: Mapping[str, Any]) -> Outcome:
-    """The inverse of `to_json` of both outcomes.
+    """The inverse of `to_json` of all outcomes.
 
     Raises:
-        ValueError: `state` is neither `measured` nor `failed`.
+        ValueError: `state` is not `measured`, `failed` or `stopped`.
     """
     match record.get("state"):
         case "measured":
             return Measured(record["metrics"], record["info"])
         case "failed":
             return Failed(record["reason"], record["detail"], record["metrics"])
+        case "stopped":
+            return Stopped(
+                record["reason"],
+                record["detail"],
+                record["metrics"],
+                record["estimate"],
+                record["info"],
+            )
         case other:
-            raise ValueError(f"outcome state: wanted 'measured' or 'failed', got {other!r}")
+            wanted = "'measured', 'failed' or 'stopped'"
+            raise ValueError(f"outcome state: wanted {wanted}, got {other!r}")

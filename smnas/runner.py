@@ -3,8 +3,8 @@ its own.
 
 The same `trialCommand` runs here and under NNI. A trial finds its candidate and its folder through
 environment variables (`SMNAS_SAMPLE`, `SMNAS_TRIAL_DIR`, `SMNAS_SEED`, `SMNAS_LIBRARY`), writes
-`outcome.json` there, and ends when this process does, because its standard input is a pipe that we
-hold. Imports no torch.
+`curve.jsonl` and `outcome.json` there, and ends when this process does, because its standard input
+is a pipe that we hold. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from smnas.errors import RunError
-from smnas.records import Candidate, Failed, Outcome, outcome_from_json
+from smnas.records import Candidate, Failed, Outcome, Stopped, outcome_from_json
+from smnas.stopping import Line, Watch
+
+CURVE = "curve.jsonl"
+"""What a trial has reported so far, in its folder."""
 
 EXAMPLES_FILE = "examples.json"
 """What a trial's folder may hold for reports: detections in a few pictures."""
@@ -81,6 +85,9 @@ class _Running:
     worker: Worker
     process: subprocess.Popen[bytes]
     deadline: float | None
+    lines: list[Line] = field(default_factory=list)
+    read: int = 0
+    verdict: Stopped | None = None
 
 
 class EmbeddedRunner:
@@ -94,6 +101,8 @@ class EmbeddedRunner:
         seed: of the study, handed to each trial.
         time_limit: seconds that a trial may take, None for any time.
         library: that detectors are built with, handed to each trial; None leaves it to them.
+        watch: shown what a trial has reported, after each line; ends the trial with what it
+            answers. None lets all trials run.
         clock: seconds, monotonic.
     """
 
@@ -107,12 +116,14 @@ class EmbeddedRunner:
         seed: int = 0,
         time_limit: float | None = None,
         library: str | None = None,
+        watch: Watch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._command, self._directory, self._trials = command, directory, trials
         self._idle = list(workers)
         self._seed, self._time_limit, self._clock = seed, time_limit, clock
         self._library = library
+        self._watch = watch
         self._running: list[_Running] = []
         self._ready: list[tuple[Candidate, Outcome]] = []
 
@@ -173,6 +184,7 @@ class EmbeddedRunner:
     ) -> subprocess.Popen[bytes]:
         sample = folder / "sample.json"
         sample.write_text(json.dumps(dict(candidate.sample), indent=1))
+        (folder / CURVE).unlink(missing_ok=True)
         environment = {
             **trial_environment(worker, self._seed, self._library),
             "SMNAS_SAMPLE": str(sample.resolve()),
@@ -196,7 +208,17 @@ class EmbeddedRunner:
 
     def _is_over(self, trial: _Running) -> bool:
         late = trial.deadline is not None and self._clock() > trial.deadline
-        return late or trial.process.poll() is not None
+        return late or trial.process.poll() is not None or self._is_stopped(trial)
+
+    def _is_stopped(self, trial: _Running) -> bool:
+        if self._watch is None:
+            return False
+        for line in _new_lines(trial, self._trials / str(trial.candidate.id) / CURVE):
+            trial.lines.append(line)
+            trial.verdict = self._watch(trial.candidate, trial.lines)
+            if trial.verdict is not None:
+                return True
+        return False
 
     def _finish(self, trial: _Running) -> Outcome:
         folder = self._trials / str(trial.candidate.id)
@@ -209,13 +231,28 @@ class EmbeddedRunner:
             return Failed(outcome.reason, f"{outcome.detail}\n{log_tail(folder)}", outcome.metrics)
         if outcome is not None:
             return outcome
-        if status is None:
+        if trial.verdict is not None:
+            outcome = trial.verdict
+        elif status is None:
             detail = f"longer than {self._time_limit:g} s"
             outcome = Failed("timeout", f"{detail}\n{log_tail(folder)}")
         else:
             outcome = Failed("crash", f"{_describe_status(status)}\n{log_tail(folder)}")
         write_outcome(folder, trial.candidate, outcome)
         return outcome
+
+
+def _new_lines(trial: _Running, curve: Path) -> list[Line]:
+    """What a trial has reported since the last look; a line that is being written waits."""
+    try:
+        with curve.open("rb") as file:
+            file.seek(trial.read)
+            data = file.read()
+    except FileNotFoundError:
+        return []
+    whole = data[: data.rfind(b"\n") + 1]
+    trial.read += len(whole)
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 @contextmanager

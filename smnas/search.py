@@ -28,6 +28,7 @@ from smnas.records import Sample
 from smnas.runner import EmbeddedRunner, Worker, local_workers, trial_environment, visible_gpus
 from smnas.spaces import make_importable, with_library
 from smnas.stages import GroupOptimizer, choose_parents
+from smnas.stopping import Judge, watch
 from smnas.study import Asks, Limits, Progress, Study
 
 DATA_VARIABLE = "SMNAS_DATA"
@@ -89,7 +90,7 @@ def search(
             if overrides.hours is not None:
                 left = overrides.hours - (time.monotonic() - began) / 3600
                 limits = replace(limits, hours=max(0.0, left))
-            reason = _run_stage(plan, limits, stage, observer)
+            reason = _run_stage(plan, limits, stage, earlier, observer)
             if reason == "hours" and overrides.hours is not None:
                 break
     return reason
@@ -281,9 +282,12 @@ def _check(plan: _Plan, first: bool) -> None:
         check_trial_command(experiment, plan.folder, plan.workers[0])
 
 
-def _run_stage(plan: _Plan, limits: Limits, stage: Stage, observer: Observer) -> str:
+def _run_stage(
+    plan: _Plan, limits: Limits, stage: Stage, earlier: Sequence[Trial], observer: Observer
+) -> str:
     experiment = plan.experiment
     first_line = header(experiment, stage.encoding, len(plan.workers), stage.lineage)
+    judge = Judge.of(first_line)
     journal = Journal.open(plan.folder / FILE_NAME, first_line)
     observer.started(experiment.search.stage, journal.history, limits)
     runner = EmbeddedRunner(
@@ -294,6 +298,7 @@ def _run_stage(plan: _Plan, limits: Limits, stage: Stage, observer: Observer) ->
         seed=experiment.search.seed,
         time_limit=experiment.trial_seconds,
         library=experiment.search.library,
+        watch=None if judge is None else watch(judge, journal.path, earlier),
     )
     try:
         return Study(stage.optimizer, runner, journal, limits, observer).run()

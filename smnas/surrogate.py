@@ -20,7 +20,7 @@ from smnas.algorithms import Engine
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, check_names
 from smnas.objectives.vector import Objectives
-from smnas.records import Failed, Outcome
+from smnas.records import Failed, Outcome, expected
 from smnas.regression import MODELS, Choice, Features, Model, choose
 
 GROWTH = 1.2
@@ -198,7 +198,7 @@ class Surrogate:
 
     def _known(self, objective: str, numbers: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
         """Features (`n x f`) and minimised values (`n`) of the results that have an objective."""
-        known = {i: self._objectives.known(self._outcomes[i].metrics) for i in numbers}
+        known = {i: self._objectives.known(expected(self._outcomes[i])) for i in numbers}
         values = {i: row[objective] for i, row in known.items() if objective in row}
         return self._features(self._stacked(values)), np.array(list(values.values()))
 
@@ -210,13 +210,13 @@ class Surrogate:
     def _failed(self) -> np.ndarray:
         return np.array(
             [
-                isinstance(o, Failed) or bool(self._objectives.missing(o.metrics))
+                isinstance(o, Failed) or bool(self._objectives.missing(expected(o)))
                 for o in self._outcomes
             ]
         )
 
     def _rows(self, numbers: Iterable[int]) -> np.ndarray:
-        rows = [self._objectives.minimised(self._outcomes[i].metrics) for i in numbers]
+        rows = [self._objectives.minimised(expected(self._outcomes[i])) for i in numbers]
         return np.array(rows).reshape(len(rows), len(self._objectives.names))
 
     # -- proposals ------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from smnas.objectives.cost import measure_cost, peak_memory_mb
 from smnas.objectives.latency import Latency, measure_latency
 from smnas.quiet import QuietDevice
 from smnas.records import Candidate, Failed, Measured, Outcome, Sample
-from smnas.runner import EXAMPLES_FILE, local_workers, write_outcome
+from smnas.runner import CURVE, EXAMPLES_FILE, local_workers, write_outcome
 from smnas.spaces import open_space, trial_concurrency
 from smnas.training.evaluation import evaluate
 from smnas.training.examples import find_examples
@@ -136,7 +136,8 @@ def run_trial(
     Args:
         settings: of the trial.
         sample: of the space.
-        report: called after each epoch with its number, loss and metrics.
+        report: called before training, as epoch 0, with the number of epochs and what has been
+            measured; then after each epoch with its number, loss and metrics.
         folder: where the trained weights and a few example detections are kept; None keeps none.
 
     Returns:
@@ -164,6 +165,7 @@ def run_trial(
         latency = _latency(detector, size, settings, quiet)
         measured |= latency.to_metrics()
         _check_bound(latency, settings)
+        report({"epoch": 0, "epochs": settings.recipe.epochs, **measured})
         metrics, info = _fit(detector, training, held_out, settings, quiet, report)
         measured |= metrics
         if folder is not None:
@@ -357,7 +359,7 @@ class FolderReporter:
     def __init__(self, folder: Path, sample: Sample) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._candidate = folder, Candidate(0, "trial", sample)
-        self._curve = folder / "curve.jsonl"
+        self._curve = folder / CURVE
         self._curve.unlink(missing_ok=True)
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -372,13 +374,25 @@ class FolderReporter:
 class NniReporter:
     """Sends a trial's results to NNI's manager, which draws `default` (mAP) and keeps the rest.
 
+    Before training, mAP is drawn as 0, and the sample goes along: an assessor hears nothing else.
+
     A failure is reported as well, as the record that the journal keeps: the exit status tells NNI
     that the trial failed, but the tuner would not hear why. A result reaches it from a remote
     machine too, where it could not read the trial's folder.
+
+    Args:
+        sample: of the trial.
     """
 
+    def __init__(self, sample: Sample) -> None:
+        self._sample = sample
+
     def epoch(self, record: dict[str, Any]) -> None:
-        nni.report_intermediate_result({"default": record["map"], **record})
+        if record["epoch"] == 0:
+            before = {"default": 0.0, **record, "sample": dict(self._sample)}
+            nni.report_intermediate_result(before)
+        else:
+            nni.report_intermediate_result({"default": record["map"], **record})
 
     def end(self, outcome: Outcome) -> None:
         if isinstance(outcome, Failed):
@@ -411,7 +425,7 @@ def run_from_command_line(
     if under_nni:
         end_with_manager()
     sample = nni.get_next_parameter() if under_nni else read_sample(sample_file)
-    reporters: list[Reporter] = [NniReporter()] if under_nni else []
+    reporters: list[Reporter] = [NniReporter(sample)] if under_nni else []
     if under_nni and folder is None:
         folder = Path(os.environ["NNI_OUTPUT_DIR"])
     if folder is not None:

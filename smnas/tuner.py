@@ -25,6 +25,7 @@ from smnas.experiment import Experiment, SearchSettings
 from smnas.journal import FILE_NAME, Journal
 from smnas.nni_results import Ends, is_failure, outcome_of
 from smnas.records import Candidate, Failed, Option, Outcome, Sample, identity
+from smnas.runner import read_outcome
 from smnas.spaces import with_library
 from smnas.study import replay
 
@@ -130,8 +131,12 @@ class ParetoTuner(Tuner):
         as `smnas trial` reports it; anything else counts as a failure.
         """
         with self._lock:
+            candidate = self._candidates[parameter_id]
             outcome = self._outcome(f"trial {trial_job_id} (parameters {parameter_id})", value)
-            self._tell(self._candidates[parameter_id], outcome, is_failure(value))
+            if isinstance(outcome, Failed):
+                # all that a trial knows is that NNI has ended it
+                outcome = self._verdict(candidate) or outcome
+            self._tell(candidate, outcome, is_failure(value))
             self._lock.notify_all()
 
     def trial_end(self, parameter_id: int, success: bool, **_: Any) -> None:
@@ -140,6 +145,7 @@ class ParetoTuner(Tuner):
             candidate = self._candidates.get(parameter_id)
             if candidate is None:
                 return
+            self._settle()
             self._lock.wait_for(lambda: candidate.id in self._told, timeout=RESULT_SECONDS)
             self._ends.ended(candidate.id, candidate.id in self._told, success)
             self._settle()
@@ -188,13 +194,25 @@ class ParetoTuner(Tuner):
         optimizer.tell(candidate.id, outcome)
 
     def _settle(self) -> None:
-        """Fails the trials that have ended without a result."""
+        """Tells what the assessor has stopped, and fails the trials that have ended without a
+        result.
+        """
         own = {candidate.id: candidate for candidate in self._candidates.values()}
+        for candidate in own.values():
+            if candidate.id not in self._told and (verdict := self._verdict(candidate)):
+                self._tell(candidate, verdict, explains_bad_exit=True)
         for candidate_id in self._ends.failed():
             lost = Failed("error", "ended without a final result")
             crash = Failed("crash", "failed; see its log")
             crashed = self._ends.crashed
             self._tell(own[candidate_id], crash if crashed else lost, crashed)
+
+    def _verdict(self, candidate: Candidate) -> Outcome | None:
+        """Why the assessor has ended a trial, None if it has not."""
+        if self._journal is None:
+            return None
+        folder = nni_runs.trial_folder(self._journal.path.parent, candidate.id)
+        return read_outcome(folder, candidate)
 
     def _import(self, parameters: Mapping[str, Any], value: Any) -> None:
         try:
@@ -254,7 +272,9 @@ class ParetoTuner(Tuner):
         """
         for candidate in pending:
             state = states.get(candidate.identity)
-            if state == "FAILED":
+            if verdict := self._verdict(candidate):
+                self._record(candidate, verdict, optimizer)
+            elif state == "FAILED":
                 self._record(candidate, Failed("crash", "failed; see its log"), optimizer)
             elif state is None or state in _STOPPED:
                 self._waiting.append(candidate)
@@ -277,6 +297,12 @@ def _make_optimizer(settings: SearchSettings, search_space: Mapping[str, Any]) -
 def _experiment(folder: Path, settings: SearchSettings) -> Experiment:
     """What NNI knows of the experiment file, for the journal's header."""
     kept = nni_runs.settings_of(folder)
+    wants_assessor = settings.pruning is not None or settings.early_stopping is not None
+    if wants_assessor and not kept.get("assessor"):
+        _logger.warning(
+            "pruning and early_stopping: wanted an assessor (smnas.assessor.ParetoAssessor),"
+            " got none; all trials will train to their end"
+        )
     return Experiment(
         path=folder,
         name=kept.get("experimentName") or folder.name,

@@ -97,6 +97,16 @@ def with_class_args(**changes: object) -> dict:
         ({"tuner": with_class_args(recipe={"epoch": 2})}, "recipe: .*; did you mean 'epochs'?"),
         ({"tuner": with_class_args(recipe={"flip": 2})}, r"recipe.flip: wanted a number in \[0, 1"),
         ({"tuner": with_class_args(recipe=[2])}, "recipe: wanted keys and values"),
+        ({"tuner": with_class_args(pruning={"margn": 0})}, "pruning: .*; did you mean 'margin'?"),
+        ({"tuner": with_class_args(pruning=0.02)}, "pruning: wanted keys and values, got 0.02"),
+        (
+            {"tuner": with_class_args(early_stoping={})},
+            "no setting named 'early_stoping'; did you mean 'early_stopping'",
+        ),
+        (
+            {"tuner": with_class_args(recipe={"epochs": 3}, early_stopping={"rungs": [1, 3]})},
+            "early_stopping: rungs: wanted epochs before the last of 3, got 3",
+        ),
         ({"tuner": with_class_args(proxy_tau=7)}, "proxy_tau: wanted a number from -1 to 1, got 7"),
         ({"tuner": with_class_args(proxy_tau="high")}, "proxy_tau: wanted a number, got 'high'"),
         ({"trialCommand": "smnas trial 'x"}, "trialCommand: No closing quotation"),

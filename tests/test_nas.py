@@ -192,6 +192,9 @@ def test_the_evaluator_reports_what_the_trial_measures(monkeypatch: pytest.Monke
     calls: list[Any] = []
 
     class Reporter:
+        def __init__(self, sample: Sample) -> None:
+            assert sample == Model.sample
+
         def epoch(self, record: dict[str, Any]) -> None:
             calls.append(record)
 

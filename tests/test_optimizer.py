@@ -12,16 +12,18 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from nni.mutable import Categorical, ExpressionConstraint, MutableList
-from toy import WalkingSpace, toy_outcome, toy_outcome_with_failures
+from toy import TOY_SIZES, WalkingSpace, toy_outcome, toy_outcome_with_failures
 
 from smnas import pareto, surrogate
 from smnas.algorithms import ALGORITHMS
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, SpaceError, SpaceExhausted
+from smnas.journal import Trial
 from smnas.objectives.vector import Objectives
 from smnas.operators import IndexMutation, LegalRepair
 from smnas.optimizer import Optimizer
-from smnas.records import Candidate, Failed, Measured, Outcome, Sample
+from smnas.records import Candidate, Failed, Measured, Outcome, Sample, Stopped
+from smnas.stopping import Judge, Pruning
 
 NAMES = [*ALGORITHMS, "random", "surrogate", "pymoo.algorithms.moo.nsga2:NSGA2"]
 POPULATION = 8
@@ -478,3 +480,77 @@ def test_a_thousand_results_keep_asking_cheap(encoding: Encoding, objectives: Ob
     )
     print(f"{time.perf_counter() - began:.2f} ms an ask and tell")
     assert len(optimizer.population_ids) == 20
+
+
+LARGE = {"d0": 3, "d1": 3, "d2": 3, "d3": 3, "kind": "b"}
+RIVAL = {"d0": 3, "d1": 3, "d2": 3, "d3": 2, "kind": "a"}
+
+
+def wasteful(sample: Sample) -> dict[str, float]:
+    """As the toy space, but 'b' is slower than everything else and worse than 'a'."""
+    metrics = toy_outcome(sample).metrics
+    slow = sample["kind"] == "b"
+    return {"latency_ms": metrics["latency_ms"] + 30 * slow, "map": metrics["map"] - 0.2 * slow}
+
+
+def judged(judge: Judge, trials: list[Trial], candidate: Candidate) -> Outcome:
+    """What a runner does: latency first, and training only where the judge lets it."""
+    metrics = wasteful(candidate.sample)
+    line = {"epoch": 0, "epochs": 1, "latency_ms": metrics["latency_ms"]}
+    deep = candidate.sample["d0"] == 4
+    outcome = Failed("crash", "too deep", {}) if deep else Measured(metrics)
+    verdict = judge.verdict(candidate, [line], trials)
+    trials.append(Trial(candidate, verdict or outcome, 0.0, 1.0))
+    return verdict or outcome
+
+
+@pytest.mark.parametrize(
+    ("name", "generational"), [*((name, False) for name in NAMES), ("nsga2", True)]
+)
+def test_contract_with_pruning(
+    name: str, generational: bool, encoding: Encoding, objectives: Objectives
+) -> None:
+    """Legal, never twice, the same again after a resume in the middle; nothing of the front that
+    would have been found is lost.
+    """
+
+    def make() -> Optimizer:
+        return Optimizer(
+            encoding,
+            objectives,
+            algorithm=name,
+            algorithm_args={"models": ["ridge"]} if name == "surrogate" else {},
+            population=POPULATION,
+            baselines={"large": LARGE, "rival": RIVAL},
+            generational=generational,
+        )
+
+    judge = Judge(objectives, Pruning(0.0), None, TOY_SIZES)
+    whole, cut = make(), make()
+    trials: list[Trial] = []
+    for _ in range(4 * POPULATION):
+        candidate = whole.ask()
+        assert candidate is not None
+        whole.tell(candidate.id, judged(judge, trials, candidate))
+    candidates = [t.candidate for t in trials]
+    assert len({c.identity for c in candidates}) == len(candidates)
+    assert all(encoding.is_legal(encoding.index(c.sample)) for c in candidates)
+    middle = 3 * POPULATION + 3
+    for one in trials[:middle]:
+        assert one.outcome is not None
+        cut.replay(one.candidate)
+        cut.tell(one.candidate.id, one.outcome)
+    again = list(trials[:middle])
+    while len(again) < len(trials):
+        candidate = cut.ask()
+        assert candidate is not None
+        cut.tell(candidate.id, judged(judge, again, candidate))
+    assert again == trials
+    stopped = {t.candidate.id for t in trials if isinstance(t.outcome, Stopped)}
+    assert stopped and not stopped & set(_front(trials, objectives))
+    untouched = [Trial(c, Measured(wasteful(c.sample)), 0, 1) for c in candidates]
+    assert not stopped & set(_front(untouched, objectives))
+
+
+def _front(trials: list[Trial], objectives: Objectives) -> list[int]:
+    return [t.candidate.id for t in pareto.front(trials, objectives)]

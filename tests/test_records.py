@@ -5,7 +5,16 @@ import math
 
 import pytest
 
-from smnas.records import Candidate, Failed, Measured, identity, outcome_from_json
+from smnas.records import (
+    Candidate,
+    Failed,
+    Measured,
+    Outcome,
+    Stopped,
+    expected,
+    identity,
+    outcome_from_json,
+)
 
 
 def test_identity_does_not_depend_on_the_order_of_labels() -> None:
@@ -32,9 +41,10 @@ def test_a_candidate_survives_json_and_cannot_be_changed() -> None:
     [
         Measured({"map": 0.25, "latency_ms": 3.5}, {"device": "cpu", "curve": [{"epoch": 1}]}),
         Failed("timeout", "longer than 5 s", {"latency_ms": 3.5}),
+        Stopped("pruned", "because", {"latency_ms": 3.5}, {"map": 0.25}, {"epochs": 4}),
     ],
 )
-def test_outcomes_survive_json(outcome: Measured | Failed) -> None:
+def test_outcomes_survive_json(outcome: Outcome) -> None:
     assert outcome_from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
 
 
@@ -47,6 +57,14 @@ def test_a_metric_is_a_finite_number(value: object) -> None:
 def test_a_failure_needs_a_known_reason() -> None:
     with pytest.raises(ValueError, match="wanted one of .*crash.*, got 'bad luck'"):
         Failed("bad luck", "")
+
+
+def test_a_stop_needs_a_known_reason_and_is_expected_to_reach_its_estimate() -> None:
+    with pytest.raises(ValueError, match="wanted one of .*pruned.*, got 'bored'"):
+        Stopped("bored", "", {}, {})
+    stopped = Stopped("early_stopped", "", {"latency_ms": 3.5}, {"map": 0.25})
+    assert expected(stopped) == {"latency_ms": 3.5, "map": 0.25}
+    assert expected(Measured({"map": 0.5})) == {"map": 0.5}
 
 
 def test_an_unknown_state_is_refused() -> None:

@@ -6,14 +6,18 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from smnas import runner as module
 from smnas.errors import RunError
-from smnas.records import Candidate, Failed, Measured, Outcome
+from smnas.journal import FILE_NAME, Asked, Journal, read
+from smnas.records import Candidate, Failed, Measured, Outcome, Sample, Stopped
 from smnas.runner import EmbeddedRunner, Worker, local_workers, read_outcome, write_outcome
+from smnas.stopping import Judge, Line, Watch, watch
+from smnas.study import Limits, Progress, Study
 
 PROGRAM = """
 import json, os, sys, time
@@ -230,3 +234,146 @@ def is_alive(pid: int) -> bool:
     except (ProcessLookupError, FileNotFoundError):
         return False
     return status != "Z"
+
+
+REPORTING = """
+import json, os, sys, time
+from pathlib import Path
+
+folder = Path(os.environ["SMNAS_TRIAL_DIR"])
+sample = json.loads(Path(os.environ["SMNAS_SAMPLE"]).read_text())
+(folder / "pid").write_text(str(os.getpid()))
+lines = [{"epoch": 0, "epochs": 2, "latency_ms": sample["latency"]}]
+lines += [{"epoch": 1, "map": sample["map"] / 2}, {"epoch": 2, "map": sample["map"]}]
+for line in lines:
+    with (folder / "curve.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\\n")
+    if line["epoch"] == sample["hangs"]:
+        time.sleep(60)
+metrics = {"latency_ms": sample["latency"], "map": sample["map"]}
+outcome = {"state": "measured", "metrics": metrics, "info": {"curve": lines[1:]}}
+(folder / "partial").write_text(json.dumps({"sample": sample, "outcome": outcome}))
+(folder / "partial").replace(folder / "outcome.json")
+"""
+"""Reports a curve; hangs after an epoch, so that a test in which nobody stops it fails."""
+
+
+@pytest.fixture
+def reporting(tmp_path: Path) -> str:
+    path = tmp_path / "reporting.py"
+    path.write_text(textwrap.dedent(REPORTING))
+    return f"exec {sys.executable} -S {path}"
+
+
+def watched(reporting: str, tmp_path: Path, watch: Watch) -> EmbeddedRunner:
+    return EmbeddedRunner(reporting, tmp_path, tmp_path / "trials", [Worker()], watch=watch)
+
+
+def test_a_trial_is_ended_when_the_watch_says_so(reporting: str, tmp_path: Path) -> None:
+    """It is shown every line once, in order; its verdict is the outcome, and survives a kill."""
+    seen: list[list[int]] = []
+    verdict = Stopped("early_stopped", "because", {"latency_ms": 3.0}, {"map": 0.1})
+
+    def watch(candidate: Candidate, lines: Sequence[Line]) -> Stopped | None:
+        seen.append([line["epoch"] for line in lines])
+        return verdict if lines[-1]["epoch"] == 1 else None
+
+    runner = watched(reporting, tmp_path, watch)
+    one = Candidate(0, "structural", {"latency": 3.0, "map": 0.5, "hangs": 1})
+    runner.submit(one)
+    assert collect_all(runner) == {0: verdict}
+    assert seen == [[0], [0, 1]] and runner.free == 1
+    wait_for_end(int((tmp_path / "trials" / "0" / "pid").read_text()))
+    assert read_outcome(tmp_path / "trials" / "0", one) == verdict
+    resumed = watched(reporting, tmp_path, watch)
+    resumed.submit(one)
+    assert collect_all(resumed) == {0: verdict}
+
+
+def test_what_a_killed_search_has_left_is_not_shown(reporting: str, tmp_path: Path) -> None:
+    folder = tmp_path / "trials" / "0"
+    folder.mkdir(parents=True)
+    (folder / "curve.jsonl").write_text('{"epoch": 7}\n')
+    seen: list[int] = []
+
+    def watch(candidate: Candidate, lines: Sequence[Line]) -> Stopped | None:
+        seen.append(lines[-1]["epoch"])
+        return Stopped("pruned", "", {}, {})
+
+    runner = watched(reporting, tmp_path, watch)
+    runner.submit(Candidate(0, "structural", {"latency": 3.0, "map": 0.5, "hangs": 0}))
+    assert isinstance(collect_all(runner)[0], Stopped) and seen == [0]
+
+
+def test_a_line_that_is_being_written_waits(tmp_path: Path) -> None:
+    path = tmp_path / "curve.jsonl"
+    trial = module._Running(candidate(0, "well"), Worker(), subprocess.Popen(["true"]), None)
+    assert module._new_lines(trial, path) == []
+    path.write_text('{"epoch": 0}\n{"epo')
+    assert module._new_lines(trial, path) == [{"epoch": 0}]
+    path.write_text('{"epoch": 0}\n{"epoch": 1}\n')
+    assert module._new_lines(trial, path) == [{"epoch": 1}]
+    assert module._new_lines(trial, path) == []
+    trial.process.wait()
+
+
+class _Listed:
+    """Asks what it is given; enough of an optimiser for a study."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._candidates = [Candidate(k, "structural", s) for k, s in enumerate(samples)]
+        self.told: dict[int, Outcome] = {}
+
+    def ask(self) -> Candidate:
+        return self._candidates.pop(0)
+
+    def tell(self, candidate_id: int, outcome: Outcome) -> None:
+        self.told[candidate_id] = outcome
+
+    def replay(self, candidate: Candidate) -> None:
+        assert self.ask() == candidate
+
+
+def test_a_killed_search_with_stopped_trials_resumes_to_the_same_end(
+    reporting: str, tmp_path: Path, toy_header: dict
+) -> None:
+    """Those that hang are stopped by what the journal holds by then; also after a resume."""
+    toy_header["experiment"]["early_stopping"] = {"rungs": [1]}
+    judge = Judge.of(toy_header)
+    assert judge is not None
+    samples = [{"latency": 10.0 + k, "map": 0.2 + 0.1 * k, "hangs": -1} for k in range(6)]
+    bad = {"latency": 30.0, "map": 0.1, "hangs": 1}
+    samples += [bad, {"latency": 17.0, "map": 0.8, "hangs": -1}, {**bad, "latency": 31.0}]
+
+    def run(name: str, dies_after: int | None = None) -> dict[int, Outcome]:
+        journal = Journal.open(tmp_path / name / FILE_NAME, toy_header)
+        runner = EmbeddedRunner(
+            reporting,
+            tmp_path,
+            tmp_path / name / "trials",
+            [Worker()],
+            watch=watch(judge, journal.path),
+        )
+        optimizer, ends = _Listed(samples), []
+
+        def observe(progress: Progress) -> None:
+            ends.append(progress.finished)
+            if dies_after is not None and len([e for e in ends if e]) == dies_after:
+                raise KeyboardInterrupt
+
+        try:
+            Study(optimizer, runner, journal, Limits(len(samples)), observe).run()
+        except KeyboardInterrupt:
+            runner.cancel()
+        journal.close()
+        return optimizer.told
+
+    whole = run("whole")
+    stopped = [k for k, outcome in whole.items() if isinstance(outcome, Stopped)]
+    assert stopped == [6, 8] and len(whole) == len(samples)
+    assert whole[6].metrics == {"latency_ms": 30.0}
+    for dies_after in (6, 7):
+        run(f"cut{dies_after}", dies_after)
+        assert run(f"cut{dies_after}") == whole
+    told = [event for event in read(tmp_path / "cut7").events if not isinstance(event, Asked)]
+    assert {event.id: event.outcome for event in told} == whole

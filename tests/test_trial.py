@@ -84,7 +84,10 @@ def test_a_trial_measures_everything_and_twice_the_same(settings: Settings, tmp_
         "macs_g", "train_seconds", "peak_memory_mb",
     } <= set(metrics)  # fmt: skip
     assert 0 <= metrics["map"] <= metrics["ap50"] <= 1
-    assert [e["epoch"] for e in epochs] == [1, 2] and epochs[-1]["map"] == metrics["map"]
+    assert [e["epoch"] for e in epochs] == [0, 1, 2] and epochs[-1]["map"] == metrics["map"]
+    before = epochs.pop(0)
+    assert before["epochs"] == 2 and before["latency_ms"] == metrics["latency_ms"]
+    assert "map" not in before
     assert outcome.info["recipe"].startswith("2 epochs from scratch, batch 4, ")
     assert outcome.info["curve"] == epochs and outcome.info["latency"]["input_size"] == (96, 96)
     again = run_trial(settings, SAMPLE, lambda epoch: None)
@@ -206,7 +209,8 @@ def test_the_program_writes_its_folder(settings: Settings, tmp_path: Path) -> No
     curve = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
     record = json.loads((folder / "outcome.json").read_text())
     assert record["sample"] == SAMPLE and record["outcome"]["state"] == "measured"
-    assert record["outcome"]["info"]["curve"] == curve
+    assert record["outcome"]["info"]["curve"] == curve[1:]
+    assert curve[0]["epoch"] == 0 and curve[0]["epochs"] == 2 and "latency_ms" in curve[0]
     assert (folder / "checkpoint.pt").exists()
 
 
@@ -249,7 +253,10 @@ def test_nni_gets_every_epoch_and_the_final_metrics(
     settings: Settings, tmp_path: Path, sent: list[tuple[str, dict[str, Any]]]
 ) -> None:
     assert run_from_command_line(settings, None, None, check_only=False) == 0
-    assert [kind for kind, _ in sent] == ["intermediate", "intermediate", "final"]
+    assert [kind for kind, _ in sent] == ["intermediate"] * 3 + ["final"]
+    before = sent.pop(0)[1]
+    assert before["sample"] == SAMPLE and before["default"] == before["epoch"] == 0
+    assert before["latency_ms"] == sent[-1][1]["latency_ms"] and before["epochs"] == 2
     assert all(metrics["default"] == metrics["map"] for _, metrics in sent)
     final = sent[-1][1]
     assert final["latency_ms"] > 0

@@ -19,7 +19,8 @@ from smnas.errors import ConfigError, JournalError, SpaceError
 from smnas.journal import FILE_NAME, Asked, read
 from smnas.objectives.vector import Objectives
 from smnas.optimizer import Optimizer
-from smnas.records import Failed, Measured, Outcome
+from smnas.records import Candidate, Failed, Measured, Outcome, Stopped
+from smnas.runner import write_outcome
 from smnas.tuner import ParetoTuner
 
 ARGS = {"space": "a:B", "reference_point": {"latency_ms": 50}, "population": 8}
@@ -393,3 +394,62 @@ def test_another_experiments_journal_is_refused(
     with pytest.raises(JournalError, match="belongs to another experiment: seed"):
         other.update_search_space(encoding.nni_search_space())
     close(other)
+
+
+STOPPED = Stopped("early_stopped", "because", {"latency_ms": 3.0}, {"map": 0.1})
+
+
+def leave_verdict(nni_folder: Path, number: int, sample: dict) -> None:
+    """As the assessor does."""
+    folder = nni_runs.trial_folder(nni_folder / "smnas", number)
+    folder.mkdir(parents=True)
+    write_outcome(folder, Candidate(number, "structural", sample), STOPPED)
+
+
+def test_what_the_assessor_stopped_is_no_failure(
+    make: Callable[[], ParetoTuner], nni_folder: Path
+) -> None:
+    """However NNI says it: by the trial's own last word, by its end, or not at all yet."""
+    tuner = make()
+    samples = [tuner.generate_parameters(number) for number in range(4)]
+    for number, sample in enumerate(samples[:3]):
+        leave_verdict(nni_folder, number, sample)
+    said = Failed("timeout", "NNI stopped the trial").to_json()
+    tuner.receive_trial_result(0, samples[0], said)
+    tuner.trial_end(0, False)
+    tuner.trial_end(1, False)
+    tuner.generate_parameters(4)
+    assert outcomes(tuner) == {0: STOPPED, 1: STOPPED, 2: STOPPED}
+    tuner.receive_trial_result(3, samples[3], said)
+    assert isinstance(outcomes(tuner)[3], Failed)
+    close(tuner)
+
+
+def test_stopping_without_an_assessor_is_pointed_out(
+    make: Callable[[], ParetoTuner],
+    nni_folder: Path,
+    encoding: Encoding,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    close(make())
+    assert not caplog.records
+    (nni_folder / "smnas" / FILE_NAME).unlink()
+    tuner = ParetoTuner(**{**ARGS, "early_stopping": {"rungs": [1]}})
+    tuner.update_search_space(encoding.nni_search_space())
+    assert "wanted an assessor (smnas.assessor.ParetoAssessor), got none" in caplog.text
+    close(tuner)
+
+
+def test_a_resumed_tuner_takes_up_verdicts(
+    make: Callable[[], ParetoTuner], nni_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make()
+    samples = [first.generate_parameters(number) for number in range(2)]
+    leave_verdict(nni_folder, 0, samples[0])
+    close(first)
+    states = [(sample, "EARLY_STOPPED") for sample in samples]
+    monkeypatch.setattr(nni_runs, "trial_states", lambda: states)
+    second = make()
+    assert outcomes(second) == {0: STOPPED}
+    assert second.generate_parameters(0) == samples[1]
+    close(second)

@@ -7,6 +7,9 @@ from nni.mutable import Categorical, ExpressionConstraint, MutableList
 
 from smnas.records import Failed, Measured, Option, Outcome, Sample
 
+TOY_SIZES = {f"d{i}": [list(range(5))] for i in range(4)}
+"""What is larger in the toy space, and never worse in `toy_outcome`."""
+
 
 def toy_space() -> MutableList:
     """Four ordinal and one nominal choice; 'c' needs the first choice below 3."""

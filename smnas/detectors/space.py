@@ -36,6 +36,10 @@ class DetectorSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[call
     - `mutate(sample, rng) -> Sample`: another one that is near to a sample;
     - `crossover(first, second, rng) -> Sample`: one made of two.
 
+    It may also say which options are larger, and therefore at least as accurate by expectation:
+    `monotone: Mapping[str, Sequence[Sequence[Option]]]` has `{label: lists from small to large}`;
+    partial order pruning (`smnas.stopping`) wants it.
+
     Attributes:
         detector: the default detector.
     """

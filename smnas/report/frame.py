@@ -12,7 +12,7 @@ import pandas as pd
 from smnas import pareto
 from smnas.errors import MissingLibraryError, RunError
 from smnas.journal import History, Trial
-from smnas.records import Failed, Measured
+from smnas.records import Failed, Measured, Stopped
 from smnas.report.devices import open_run
 from smnas.report.tables import baseline_names, objectives_of
 
@@ -82,7 +82,8 @@ def save_frame(frame: pd.DataFrame, path: Path) -> None:
 
 def _facts(trial: Trial, best: set[int], names: dict[str, str]) -> dict[str, Any]:
     candidate, outcome = trial.candidate, trial.outcome
-    state = {Measured: "measured", Failed: "failed"}.get(type(outcome), "running")
+    states = {Measured: "measured", Failed: "failed", Stopped: "stopped"}
+    state = states.get(type(outcome), "running")
     return {
         "id": candidate.id,
         "stage": candidate.stage,
@@ -92,7 +93,7 @@ def _facts(trial: Trial, best: set[int], names: dict[str, str]) -> dict[str, Any
         "parents": " ".join(map(str, candidate.parents)),
         "baseline": names.get(candidate.identity),
         "state": state,
-        "reason": outcome.reason if isinstance(outcome, Failed) else None,
+        "reason": outcome.reason if isinstance(outcome, Failed | Stopped) else None,
         "front": candidate.id in best,
         "asked": trial.asked,
         "told": trial.told,

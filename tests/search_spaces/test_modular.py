@@ -1,5 +1,6 @@
 """The modular space: its size, what is legal, its operators; every option builds and trains."""
 
+import json
 from collections import Counter, deque
 from collections.abc import Iterable
 
@@ -21,6 +22,7 @@ from smnas.detectors.torchvision import Backbone, Detector
 from smnas.encoding import Encoding
 from smnas.errors import SpaceError
 from smnas.records import identity
+from smnas.stopping import no_larger
 
 REFERENCE = "search_spaces.modular:ModularSpace"
 SIZE = "96x96"
@@ -98,6 +100,20 @@ def test_choices_in_their_order():
     }
     nominal = [choice.label for choice in found.choices if not choice.ordinal]
     assert nominal == ["block", "neck", "rpn", "head", "input_size"]
+
+
+def test_what_is_larger():
+    """A wider backbone, or one with more blocks in a stage; also in the union of several spaces."""
+    spaces = [ModularSpace(base_widths=widths, blocks_range=[4, 6]) for widths in ([16], [16, 32])]
+    encoding = Encoding.union([Encoding.of(space) for space in spaces])
+    sizes = json.loads(json.dumps(encoding.describe()["monotone"]))
+    assert sizes == json.loads(json.dumps(encoding.monotone))
+    first = spaces[1].draw(np.random.default_rng(0)) | {"base_width": 16, "depth1": 1}
+    for change in ({"base_width": 32}, {"depth1": 3}, {"base_width": 32, "depth1": 2}):
+        assert no_larger(first, {**first, **change}, sizes)
+        assert not no_larger({**first, **change}, first, sizes)
+    moved = {**first, "double1": int(first["double1"]) + 1}
+    assert not no_larger(first, moved, sizes) and not no_larger(moved, first, sizes)
 
 
 def test_sizes_of_the_paper():

@@ -15,6 +15,7 @@ from smnas.detectors.torchvision import Backbone, Detector
 from smnas.encoding import Encoding
 from smnas.errors import SpaceError
 from smnas.records import identity
+from smnas.stopping import no_larger
 
 REFERENCE = "search_spaces.structural:StructuralSpace"
 OPTIONS = {
@@ -56,6 +57,33 @@ def test_choices_in_their_order(space):
     assert [choice.label for choice in choices] == list(OPTIONS)
     ordinal = [choice.label for choice in choices if choice.ordinal]
     assert ordinal == ["neck_start", "neck_end", "neck_width"]
+
+
+def test_what_is_larger(space):
+    """Lists of the space's own options; what has more of everything, and nothing else."""
+    sizes = Encoding.of(space).monotone
+    for label, lists in sizes.items():
+        assert all(set(chain) <= set(OPTIONS[label]) for chain in lists)
+    assert set(OPTIONS) - set(sizes) == {"neck", "rpn"}
+    small = {**DEFAULT, "neck_start": 3}
+    for change in (
+        {"backbone": "resnext101"},
+        {"neck_start": 2},
+        {"neck_end": 6},
+        {"neck_width": 256},
+        {"head": "cascade3"},
+        {"input_size": "800x600"},
+    ):
+        assert no_larger(small, {**small, **change}, sizes)
+        assert not no_larger({**small, **change}, small, sizes)
+    for change in ({"backbone": "mobilenet_v2"}, {"neck": "none"}, {"head": "retinanet"}):
+        assert not no_larger(small, {**small, **change}, sizes)
+        assert not no_larger({**small, **change}, small, sizes)
+
+
+def test_input_sizes_compare_where_both_sides_do():
+    sizes = StructuralSpace(input_sizes=["320x320", "400x300", "640x320"]).monotone["input_size"]
+    assert sizes == [("320x320", "640x320"), ("400x300", "640x320")]
 
 
 def test_size_and_legal_samples_by_enumeration(space):
