@@ -10,7 +10,7 @@ import numpy as np
 from smnas import pareto
 from smnas.errors import MixedDevicesError, RunError
 from smnas.journal import History, Trial
-from smnas.records import FAILURE_REASONS, Failed, Measured
+from smnas.records import FAILURE_REASONS, STOP_REASONS, Failed, Measured, Stopped
 from smnas.report.devices import TIMES, UNKNOWN, measured_devices
 from smnas.report.tables import objectives_of
 
@@ -48,6 +48,7 @@ class Spent:
         asked: trials that were started.
         measured: of these, with an outcome to rank.
         failed: of these, without.
+        stopped: of these, ended on purpose because another one is better.
         hours: from the first start to the last outcome; pauses of the search count.
         training_hours: of all measured trials together.
     """
@@ -56,6 +57,7 @@ class Spent:
     asked: int
     measured: int
     failed: int
+    stopped: int
     hours: float
     training_hours: float
 
@@ -76,6 +78,7 @@ def _spent(stage: str, trials: Sequence[Trial]) -> Spent:
         asked=len(trials),
         measured=len(measured),
         failed=sum(isinstance(trial.outcome, Failed) for trial in trials),
+        stopped=sum(isinstance(trial.outcome, Stopped) for trial in trials),
         hours=(end - start) / _HOUR,
         training_hours=sum(o.metrics.get("train_seconds", 0.0) for o in measured) / _HOUR,
     )
@@ -83,10 +86,10 @@ def _spent(stage: str, trials: Sequence[Trial]) -> Spent:
 
 @dataclass(frozen=True)
 class Failures:
-    """Trials that failed for one reason.
+    """Trials that failed, or were stopped, for one reason.
 
     Args:
-        reason: a key of `FAILURE_REASONS`.
+        reason: a key of `FAILURE_REASONS` or `STOP_REASONS`.
         meaning: the reason in words.
         ids: of the candidates, ascending.
         detail: first line of what the first of them left.
@@ -99,15 +102,16 @@ class Failures:
 
 
 def failures(history: History) -> list[Failures]:
-    """Failed trials by reason, the most frequent first."""
+    """Failed and stopped trials by reason, the most frequent first."""
     found: dict[str, list[tuple[int, str]]] = {}
     for trial in history.trials():
-        if isinstance(trial.outcome, Failed):
+        if isinstance(trial.outcome, Failed | Stopped):
             line = (trial.outcome.detail.splitlines() or [""])[0]
             found.setdefault(trial.outcome.reason, []).append((trial.candidate.id, line))
     ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    meanings = {**FAILURE_REASONS, **STOP_REASONS}
     return [
-        Failures(reason, FAILURE_REASONS[reason], [key for key, _ in cases], cases[0][1])
+        Failures(reason, meanings[reason], [key for key, _ in cases], cases[0][1])
         for reason, cases in ordered
     ]
 

@@ -7,7 +7,7 @@ import pytest
 
 from smnas.errors import MixedDevicesError, RunError
 from smnas.journal import Asked, Event, History, Told
-from smnas.records import Candidate, Failed, Measured, Outcome
+from smnas.records import Candidate, Failed, Measured, Outcome, Stopped
 from smnas.report import overview
 from smnas.report.overview import Failures, Spent
 
@@ -51,10 +51,12 @@ def test_hypervolume_grows_over_hours() -> None:
 
 def test_the_budget_of_each_stage() -> None:
     assert overview.budget(RUN) == [
-        Spent("structural", asked=3, measured=2, failed=1, hours=3.0, training_hours=1.0),
-        Spent("modular", asked=3, measured=1, failed=1, hours=2.0, training_hours=0.5),
+        Spent(
+            "structural", asked=3, measured=2, failed=1, stopped=0, hours=3.0, training_hours=1.0
+        ),
+        Spent("modular", asked=3, measured=1, failed=1, stopped=0, hours=2.0, training_hours=0.5),
     ]
-    assert overview.budget(history([None])) == [Spent("structural", 1, 0, 0, 0.0, 0.0)]
+    assert overview.budget(history([None])) == [Spent("structural", 1, 0, 0, 0, 0.0, 0.0)]
 
 
 def test_failures_by_reason_the_most_frequent_first() -> None:
@@ -64,6 +66,15 @@ def test_failures_by_reason_the_most_frequent_first() -> None:
     assert found == [Failures("over_latency", meaning, [1, 2], SLOW.detail), crash]
     assert overview.failures(history([Failed("crash", "")]))[0].detail == ""
     assert overview.failures(history([made(1, 1.0)])) == []
+
+
+def test_stopped_trials_are_listed_and_are_no_failures() -> None:
+    stopped = Stopped("early_stopped", "after 1 of 4 epochs", {"latency_ms": 9.0}, {"map": 0.1})
+    run = history([made(1, 1.0), stopped])
+    (found,) = overview.failures(run)
+    assert (found.reason, found.ids) == ("early_stopped", [1])
+    (spent,) = overview.budget(run)
+    assert (spent.asked, spent.measured, spent.failed, spent.stopped) == (2, 1, 0, 1)
 
 
 def test_runs_are_compared_against_the_worst_reference() -> None:

@@ -65,15 +65,15 @@ function growthSection() {
 }
 
 function budgetSection() {
-  const rows = data.runs.flatMap((run) => run.budget.map((s) => [...(severalRuns ? [run.name] : []), s.stage, ...[s.asked, s.measured, s.failed, s.asked - s.measured - s.failed].map(String), hours(s.hours), hours(s.training_hours)]));
-  const columns = [severalRuns && ["run", ""], ["stage", ""], ["trials", "number"], ["measured", "number"], ["failed", "number"], ["running", "number"], ["first to last", "number"], ["training", "number"]].filter(Boolean);
+  const rows = data.runs.flatMap((run) => run.budget.map((s) => [...(severalRuns ? [run.name] : []), s.stage, ...[s.asked, s.measured, s.failed, s.stopped, s.asked - s.measured - s.failed - s.stopped].map(String), hours(s.hours), hours(s.training_hours)]));
+  const columns = [severalRuns && ["run", ""], ["stage", ""], ["trials", "number"], ["measured", "number"], ["failed", "number"], ["stopped", "number"], ["running", "number"], ["first to last", "number"], ["training", "number"]].filter(Boolean);
   return section("Budget spent", table(null, columns, rows, { class: "rows", id: "budget" }));
 }
 
 function failureSection() {
   const rows = data.runs.flatMap((run) => run.failures.map((f) => [...(severalRuns ? [run.name] : []), f.reason, String(f.ids.length), f.meaning, `${f.ids.slice(0, 12).map((id) => `#${id}`).join(" ")}${f.ids.length > 12 ? " …" : ""}`, f.detail]));
   const columns = [severalRuns && ["run", ""], ["reason", ""], ["trials", "number"], ["meaning", "wide"], ["which", ""], ["for instance", "wide"]].filter(Boolean);
-  return section("Failures", rows.length ? table(null, columns, rows, { class: "rows", id: "failures" }) : html("p", {}, "No trial failed."));
+  return section("Failed and stopped trials", rows.length ? table(null, columns, rows, { class: "rows", id: "failures" }) : html("p", {}, "No trial failed or was stopped."));
 }
 
 function makingSection() {
