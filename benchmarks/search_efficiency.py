@@ -43,11 +43,14 @@ AREA = 200
 MARKS = (*range(5, 100, 5), *range(100, BUDGET + 1, 20))
 """Evaluations at which the curve is kept."""
 
-BUDGETS = {"surrogate": 200, "optuna-tpe": 300}
+BUDGETS = {"surrogate": 200, "optuna-tpe": 150}
 """Those that think long for each evaluation get fewer."""
 
 MOST_ASKS = 20
 """A search that proposes so many times its budget what is known or illegal is given up, too."""
+
+SLOW_ASKS = {"optuna-tpe": 4}
+"""The same for one whose asks cost ever more and are mostly known."""
 
 
 def main() -> None:
@@ -146,7 +149,8 @@ def _curve(problem: Problem, algorithm: str, seed: int, budget: int) -> list[flo
     seen: set[bytes] = set()
     best, curve, asks = np.empty((0, 2)), [0.0][:0], 0
     index = next(search)
-    while len(curve) < budget and asks < MOST_ASKS * budget:
+    most = SLOW_ASKS.get(algorithm, MOST_ASKS) * budget
+    while len(curve) < budget and asks < most:
         row, asks = problem.row(index), asks + 1
         if index.tobytes() not in seen:
             seen.add(index.tobytes())
