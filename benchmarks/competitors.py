@@ -31,7 +31,7 @@ Search = Generator[np.ndarray, np.ndarray, None]
 """Yields an index vector (`d`), legal; is sent its row."""
 
 OURS = ("surrogate", *ALGORITHMS, "random")
-PEERS = ("pymoo-nsga2", "optuna-nsga2", "optuna-tpe")
+PEERS = ("pymoo-nsga2", "optuna-nsga2", "optuna-tpe", "optuna-tpe-multivariate")
 
 
 def start(name: str, problem: Problem, seed: int) -> Search:
@@ -43,6 +43,7 @@ def start(name: str, problem: Problem, seed: int) -> Search:
     samplers: dict[str, BaseSampler] = {
         "optuna-nsga2": NSGAIISampler(population_size=POPULATION, seed=seed),
         "optuna-tpe": TPESampler(seed=seed),
+        "optuna-tpe-multivariate": TPESampler(seed=seed, multivariate=True),
     }
     return _optuna(samplers[name], problem)
 

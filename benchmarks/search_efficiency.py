@@ -43,13 +43,13 @@ AREA = 200
 MARKS = (*range(5, 100, 5), *range(100, BUDGET + 1, 20))
 """Evaluations at which the curve is kept."""
 
-BUDGETS = {"surrogate": 200, "optuna-tpe": 150}
+BUDGETS = {"surrogate": 200, "optuna-tpe": 150, "optuna-tpe-multivariate": 300}
 """Those that think long for each evaluation get fewer."""
 
 MOST_ASKS = 20
 """A search that proposes so many times its budget what is known or illegal is given up, too."""
 
-SLOW_ASKS = {"optuna-tpe": 4}
+SLOW_ASKS = {"optuna-tpe": 4, "optuna-tpe-multivariate": 4}
 """The same for one whose asks cost ever more and are mostly known."""
 
 

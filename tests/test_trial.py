@@ -293,7 +293,8 @@ def test_a_trial_that_nni_stops_says_so(
     monkeypatch.setattr(trial, "train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_from_command_line(settings, None, None, check_only=False)
-    ((kind, record),) = sent
+    (before, _), (kind, record) = sent
+    assert before == "intermediate"
     assert kind == "final" and record["reason"] == "timeout"
 
 

@@ -42,6 +42,8 @@ def make(
         "make_optimizer",
         lambda settings: Optimizer(encoding, objectives, population=settings.population),
     )
+    # the toy space is no importable class
+    monkeypatch.setattr(module, "with_library", lambda settings, where: settings)
     monkeypatch.setattr(module, "RESULT_SECONDS", 0)
 
     def tuner() -> ParetoTuner:
