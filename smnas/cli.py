@@ -18,7 +18,7 @@ from rich.console import Console
 
 from smnas import __version__
 from smnas.errors import MixedDevicesError, RunError, UserError
-from smnas.report.command import report
+from smnas.report.command import MeasuredOn, MixedDevices, report
 
 app = typer.Typer(
     help="Search object detectors for the Pareto front of latency against mAP.",
@@ -168,13 +168,8 @@ def front(
     under_ms: Annotated[
         float | None, typer.Option(help="Leave out detectors with a higher latency.")
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Name of a device: take the latencies that were measured on it."),
-    ] = None,
-    mixed_devices: Annotated[
-        bool, typer.Option("--mixed-devices", help="Compare latencies of different devices.")
-    ] = False,
+    device: MeasuredOn = None,
+    mixed_devices: MixedDevices = False,
 ) -> None:
     """Print the Pareto set of a run, also while it is running."""
     from smnas.report import tables

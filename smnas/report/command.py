@@ -12,6 +12,14 @@ import typer
 
 from smnas.errors import RunError
 
+# options of every command that compares latencies, see `smnas.report.devices`
+MeasuredOn = Annotated[
+    str | None, typer.Option(help="Name of a device: take the latencies that were measured on it.")
+]
+MixedDevices = Annotated[
+    bool, typer.Option("--mixed-devices", help="Compare latencies of different devices.")
+]
+
 
 def report(
     runs: Annotated[
@@ -28,13 +36,8 @@ def report(
     table: Annotated[
         Path | None, typer.Option(help="Also write all candidates as this .csv or .parquet file.")
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Name of a device: take the latencies that were measured on it."),
-    ] = None,
-    mixed_devices: Annotated[
-        bool, typer.Option("--mixed-devices", help="Compare latencies of different devices.")
-    ] = False,
+    device: MeasuredOn = None,
+    mixed_devices: MixedDevices = False,
 ) -> None:
     """Write the report of a run, or of several side by side: one HTML file, for any browser."""
     from smnas.nni_runs import find_run
