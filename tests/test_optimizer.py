@@ -7,7 +7,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -51,7 +51,12 @@ def run(
 
 
 def fresh(
-    name: str, encoding: Encoding, objectives: Objectives, seed: int = 1, generational: bool = False
+    name: str,
+    encoding: Encoding,
+    objectives: Objectives,
+    seed: int = 1,
+    generational: bool = False,
+    baselines: Mapping[str, Sample] | None = None,
 ) -> Optimizer:
     # one quick model: what the choice between them is worth has tests of its own
     return Optimizer(
@@ -62,6 +67,7 @@ def fresh(
         population=POPULATION,
         seed=seed,
         generational=generational,
+        baselines=baselines,
     )
 
 
@@ -515,15 +521,8 @@ def test_contract_with_pruning(
     """
 
     def make() -> Optimizer:
-        return Optimizer(
-            encoding,
-            objectives,
-            algorithm=name,
-            algorithm_args={"models": ["ridge"]} if name == "surrogate" else {},
-            population=POPULATION,
-            baselines={"large": LARGE, "rival": RIVAL},
-            generational=generational,
-        )
+        known = {"large": LARGE, "rival": RIVAL}
+        return fresh(name, encoding, objectives, 0, generational, known)
 
     judge = Judge(objectives, Pruning(0.0), None, TOY_SIZES)
     whole, cut = make(), make()

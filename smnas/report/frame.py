@@ -14,7 +14,7 @@ from smnas.errors import MissingLibraryError, RunError
 from smnas.journal import History, Trial
 from smnas.records import Failed, Measured, Stopped
 from smnas.report.devices import open_run
-from smnas.report.tables import baseline_names, objectives_of
+from smnas.report.tables import baseline_names, objectives_of, origin_of
 
 SUFFIXES = (".csv", ".parquet")
 
@@ -25,9 +25,10 @@ def load_frame(
     """Every candidate of a run as a row, by id.
 
     Columns: `id`, `stage`, `origin`, `group`, `generation`, `parents` (ids with spaces between),
-    `baseline` (its name), `state` (`measured`, `failed`, `running`), `reason` of a failure, `front`
-    (whether nobody beats it), `asked` and `told` (seconds since the epoch), each metric, each
-    choice. What a candidate has not is missing; a failure may have metrics.
+    `baseline` (its name), `state` (`measured`, `failed`, `stopped`, `running`), `reason` of a
+    failure or a stop, `front` (whether nobody beats it), `asked` and `told` (seconds since the
+    epoch), each metric, each choice. What a candidate has not is missing; a failure may have
+    metrics.
 
     Args:
         run: folder, journal or id of an NNI experiment.
@@ -85,13 +86,8 @@ def _facts(trial: Trial, best: set[int], names: dict[str, str]) -> dict[str, Any
     states = {Measured: "measured", Failed: "failed", Stopped: "stopped"}
     state = states.get(type(outcome), "running")
     return {
-        "id": candidate.id,
-        "stage": candidate.stage,
-        "origin": candidate.origin,
-        "group": candidate.group,
-        "generation": candidate.generation,
+        **origin_of(candidate, names),
         "parents": " ".join(map(str, candidate.parents)),
-        "baseline": names.get(candidate.identity),
         "state": state,
         "reason": outcome.reason if isinstance(outcome, Failed | Stopped) else None,
         "front": candidate.id in best,

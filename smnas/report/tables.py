@@ -14,7 +14,7 @@ from smnas.detectors.operators import INNER, string_of
 from smnas.encoding import Encoding
 from smnas.journal import History, Trial
 from smnas.objectives.vector import Objectives
-from smnas.records import Measured, Option, identity
+from smnas.records import Candidate, Measured, Option, identity
 
 
 def objectives_of(history: History) -> Objectives:
@@ -180,7 +180,20 @@ def describe_sample(sample: dict[str, Any], baseline: str | None) -> str:
 
 def _row(trial: Trial, names: dict[str, str]) -> dict[str, Any]:
     assert isinstance(trial.outcome, Measured)
-    candidate = trial.candidate
+    return {
+        **origin_of(trial.candidate, names),
+        **trial.outcome.metrics,
+        "sample": dict(trial.candidate.sample),
+    }
+
+
+def origin_of(candidate: Candidate, names: dict[str, str]) -> dict[str, Any]:
+    """Where a candidate comes from, as every table says it.
+
+    Args:
+        candidate: of a run.
+        names: see `baseline_names`.
+    """
     return {
         "id": candidate.id,
         "stage": candidate.stage,
@@ -189,8 +202,6 @@ def _row(trial: Trial, names: dict[str, str]) -> dict[str, Any]:
         "generation": candidate.generation,
         "parents": list(candidate.parents),
         "baseline": names.get(candidate.identity),
-        **trial.outcome.metrics,
-        "sample": dict(candidate.sample),
     }
 
 
