@@ -9,7 +9,7 @@ journal's replay restores it exactly. Imports no torch; pymoo's algorithms throu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ class _Proposal:
     index: np.ndarray
     origin: str
     parents: tuple[int, ...] = ()
-    knowledge: Mapping[str, float] = field(default_factory=dict)
 
 
 class Optimizer:
@@ -173,7 +172,7 @@ class Optimizer:
         index = self.surrogate.propose(running, self._seen, len(self._asked))
         if index is None:
             return None
-        return _Proposal(index, "model", knowledge=self.surrogate.knowledge)
+        return _Proposal(index, "model")
 
     def _evolved(self) -> _Proposal:
         """What the algorithm mates, and until then and where it finds nothing new: chance."""
@@ -228,7 +227,7 @@ class Optimizer:
             parents,
             generation=1 + max(own) if own else 0,
             group=self._group,
-            knowledge=proposal.knowledge,
+            knowledge=self.surrogate.knowledge if self.surrogate else {},
         )
         self._add(candidate, proposal.index)
         return candidate

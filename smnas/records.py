@@ -66,7 +66,8 @@ class Candidate:
         parents: ids that it was made from: mates, or the detector that it is a mutant of.
         generation: 0 without parents of its own stage, else one more than the youngest of them.
         group: id of the earlier stage's detector whose inside is searched; None in a first stage.
-        knowledge: of origin `model`: `{objective: Kendall's tau of its model in cross-validation}`.
+        knowledge: of the surrogate's models when it was proposed, by them or, while they were no
+            better than chance, without them: `{objective: Kendall's tau in cross-validation}`.
     """
 
     id: int

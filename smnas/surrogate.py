@@ -127,7 +127,10 @@ class Surrogate:
             seen: identities that were asked.
             number: of candidates asked so far; the draws of each are its own.
         """
-        if not self.knowledge:
+        size = self._round_size()
+        if size and (not self.rounds or self.rounds[-1].results != size):
+            self._choose(size)
+        if not size or not self.rounds[-1].is_informed:
             return None
         self._fit()
         pool = self._visited(seen, number)
@@ -136,13 +139,8 @@ class Surrogate:
 
     @property
     def knowledge(self) -> dict[str, float]:
-        """`{objective: Kendall's tau of its model}` by now; empty while chance is as good."""
-        size = self._round_size()
-        if size and (not self.rounds or self.rounds[-1].results != size):
-            self._choose(size)
-        if not size or not self.rounds[-1].is_informed:
-            return {}
-        return dict(self.rounds[-1].tau)
+        """`{objective: Kendall's tau of its model}` at the last proposal; empty before any."""
+        return dict(self.rounds[-1].tau) if self.rounds else {}
 
     # -- models ---------------------------------------------------------------------------------
 

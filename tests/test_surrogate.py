@@ -103,6 +103,7 @@ def test_where_nothing_can_be_known_it_mates(encoding: Encoding, objectives: Obj
     assert optimizer.surrogate is not None
     last = optimizer.surrogate.rounds[-1]
     assert not last.is_informed and last.tau["latency_ms"] > 0.8
+    assert dict(candidates[-1].knowledge) == dict(last.tau) and not candidates[9].knowledge
 
 
 def test_an_objective_that_is_always_the_same_is_not_modelled(

@@ -10,7 +10,7 @@ import numpy as np
 from smnas import pareto
 from smnas.errors import MixedDevicesError, RunError
 from smnas.journal import History, Trial
-from smnas.records import FAILURE_REASONS, STOP_REASONS, Failed, Measured, Stopped
+from smnas.records import FAILURE_REASONS, STOP_REASONS, Candidate, Failed, Measured, Stopped
 from smnas.report.devices import TIMES, UNKNOWN, measured_devices
 from smnas.report.tables import objectives_of
 
@@ -113,6 +113,44 @@ def failures(history: History) -> list[Failures]:
     return [
         Failures(reason, meanings[reason], [key for key, _ in cases], cases[0][1])
         for reason, cases in ordered
+    ]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What the models of algorithm `surrogate` knew in one round, and who proposed in it.
+
+    Args:
+        stage: its name.
+        group: the structural candidate whose children were searched; None outside groups.
+        ids: of the candidates that were proposed in this round, ascending.
+        by_models: how many of them the models proposed; the others were mated.
+        tau: `{objective: Kendall's rank correlation in cross-validation}`, -1 to 1.
+    """
+
+    stage: str
+    group: int | None
+    ids: list[int]
+    by_models: int
+    tau: dict[str, float]
+
+
+def knowledge(history: History) -> list[Knowledge]:
+    """Rounds in order of their first candidate; none if no model was asked."""
+    rounds: dict[tuple[object, ...], list[Candidate]] = {}
+    for candidate in (trial.candidate for trial in history.trials()):
+        if candidate.knowledge:
+            key = (candidate.stage, candidate.group, *candidate.knowledge.items())
+            rounds.setdefault(key, []).append(candidate)
+    return [
+        Knowledge(
+            members[0].stage,
+            members[0].group,
+            [member.id for member in members],
+            sum(member.origin == "model" for member in members),
+            dict(members[0].knowledge),
+        )
+        for members in rounds.values()
     ]
 
 

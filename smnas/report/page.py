@@ -169,6 +169,7 @@ class _Packer:
             "recipes": self._recipes.values,
             "growth": {name: _rounded(values) for name, values in asdict(grown).items()},
             "budget": [asdict(stage) for stage in overview.budget(self._history)],
+            "knowledge": [asdict(one) for one in overview.knowledge(self._history)],
             "failures": [asdict(one) for one in overview.failures(self._history)],
             "facts": _facts(self._history),
             "space": _choices(self._history),

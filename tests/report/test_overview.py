@@ -9,7 +9,7 @@ from smnas.errors import MixedDevicesError, RunError
 from smnas.journal import Asked, Event, History, Told
 from smnas.records import Candidate, Failed, Measured, Outcome, Stopped
 from smnas.report import overview
-from smnas.report.overview import Failures, Spent
+from smnas.report.overview import Failures, Knowledge, Spent
 
 HEADER: dict[str, Any] = {
     "name": "run",
@@ -75,6 +75,31 @@ def test_stopped_trials_are_listed_and_are_no_failures() -> None:
     assert (found.reason, found.ids) == ("early_stopped", [1])
     (spent,) = overview.budget(run)
     assert (spent.asked, spent.measured, spent.failed, spent.stopped) == (2, 1, 0, 1)
+
+
+def test_what_the_models_knew_round_by_round() -> None:
+    def asked(key: int, origin: str, group: int | None = None, **tau: float) -> Asked:
+        stage = "structural" if group is None else "modular"
+        return Asked(
+            Candidate(key, stage, {"x": key}, origin, group=group, knowledge=tau), float(key)
+        )
+
+    events = [
+        asked(0, "random"),
+        asked(1, "model", map=0.5),
+        asked(2, "model", map=0.5),
+        asked(3, "mating", map=0.5),
+        asked(4, "mating", map=0.1),
+        asked(5, "model", group=1, map=0.7),
+        asked(6, "model", group=2, map=0.7),
+    ]
+    assert overview.knowledge(History(HEADER, tuple(events))) == [
+        Knowledge("structural", None, [1, 2, 3], 2, {"map": 0.5}),
+        Knowledge("structural", None, [4], 0, {"map": 0.1}),
+        Knowledge("modular", 1, [5], 1, {"map": 0.7}),
+        Knowledge("modular", 2, [6], 1, {"map": 0.7}),
+    ]
+    assert overview.knowledge(RUN) == []
 
 
 def test_runs_are_compared_against_the_worst_reference() -> None:

@@ -140,7 +140,8 @@ def two_stages(run: Path, header: dict) -> Path:
     """A detector, a child that beats it and left examples, a child that failed."""
     info = {"curve": [{"epoch": 1, "loss": 1.0, "map": 0.5}], "latency": {"device": "cpu"}}
     parent = Candidate(0, "structural", {"backbone": "resnet18", **SAMPLE}, "baseline")
-    child = Candidate(1, "modular", {**INSIDE, **SAMPLE}, "mutant", (0,), 1, 0)
+    knew = {"map": 0.714}
+    child = Candidate(1, "modular", {**INSIDE, **SAMPLE}, "mutant", (0,), 1, 0, knew)
     failed = Candidate(2, "modular", {**INSIDE, **SAMPLE, "depth1": 2}, "mutant", (0,), 1, 0)
     outcomes: list[tuple[Candidate, Outcome]] = [
         (parent, Measured({"latency_ms": 20.0, "map": 0.4, "latency_iqr_ms": 2.0}, info)),
@@ -172,6 +173,7 @@ def test_lineage_failures_and_examples(browser: Chrome, tmp_path: Path, toy_head
     assert len(find(browser, "#front path.links")) == 1, "from the child to its parent"
     assert "nan_loss" in one(browser, "#failures").text
     assert "<b>after</b> 3 steps" in one(browser, "#failures").text, "text, not markup"
+    assert "modular of #0 #1 – #1 0 1 – 0.71" in " ".join(one(browser, "#knowledge").text.split())
     one(browser, "#pick button").click()
     card = one(browser, "#card")
     assert "basicblock_16_1-2-2-2" in card.text and "inside of #0" in card.text

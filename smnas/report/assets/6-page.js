@@ -70,6 +70,14 @@ function budgetSection() {
   return section("Budget spent", table(null, columns, rows, { class: "rows", id: "budget" }));
 }
 
+function knowledgeSection() {
+  const names = data.objectives.map((objective) => objective.name);
+  const rows = data.runs.flatMap((run) => run.knowledge.map((r) => [...(severalRuns ? [run.name] : []), r.group === null ? r.stage : `${r.stage} of #${r.group}`, `#${r.ids[0]} – #${r.ids[r.ids.length - 1]}`, String(r.by_models), String(r.ids.length - r.by_models), ...names.map((name) => (name in r.tau ? r.tau[name].toFixed(2) : "–"))]));
+  if (!rows.length) return null;
+  const columns = [severalRuns && ["run", ""], ["stage", ""], ["candidates", ""], ["by models", "number"], ["mated", "number"], ...names.map((name) => [`τ ${name}`, "number"])].filter(Boolean);
+  return section("What the models knew", html("p", { class: "small soft" }, "Kendall’s rank correlation of the surrogate’s models with what they had not seen (4-fold cross-validation), from one choice of models to the next."), table(null, columns, rows, { class: "rows", id: "knowledge" }));
+}
+
 function failureSection() {
   const rows = data.runs.flatMap((run) => run.failures.map((f) => [...(severalRuns ? [run.name] : []), f.reason, String(f.ids.length), f.meaning, `${f.ids.slice(0, 12).map((id) => `#${id}`).join(" ")}${f.ids.length > 12 ? " …" : ""}`, f.detail]));
   const columns = [severalRuns && ["run", ""], ["reason", ""], ["trials", "number"], ["meaning", "wide"], ["which", ""], ["for instance", "wide"]].filter(Boolean);
@@ -82,7 +90,7 @@ function makingSection() {
 }
 
 document.getElementById("page").append(...[
-  heading(), frontSection(), comparison(), frontTable(), growthSection(), budgetSection(), failureSection(), makingSection(),
+  heading(), frontSection(), comparison(), frontTable(), growthSection(), budgetSection(), knowledgeSection(), failureSection(), makingSection(),
   html("footer", { class: "small soft" }, `Made by smnas ${data.version}.`),
 ].filter(Boolean));
 
