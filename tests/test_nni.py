@@ -32,10 +32,11 @@ from smnas.encoding import Encoding
 from smnas.experiment import SearchSettings, load_experiment
 from smnas.journal import Asked, History, Told, read
 from smnas.nni_space import encoding_of
-from smnas.records import Candidate, Failed, Measured, Outcome
+from smnas.records import Candidate, Failed, Measured, Outcome, Stopped
 from smnas.report import tables
 from smnas.search import Overrides, make_optimizer, search
 from smnas.spaces import open_space
+from smnas.stopping import FEWEST
 
 HERE = Path(__file__).parent
 PATIENCE = 300
@@ -300,6 +301,46 @@ def test_stop_and_resume_and_kill_and_resume(nni: Nni, tmp_path: Path) -> None:
         if trial.outcome is not None:
             assert trial.outcome == made_up(trial.candidate.sample)
     assert_one_search(history)
+
+
+def test_an_assessor_ends_what_is_dominated_and_nothing_else(nni: Nni, tmp_path: Path) -> None:
+    """One worker. Curves lie on a line, so that six of them foretell the seventh exactly; it then
+    waits for the verdict, and ends by itself only where there will be none.
+    """
+    gate = tmp_path / "gate"
+    gate.write_text("0")
+    (tmp_path / "curves").touch()
+    path = write_experiment(tmp_path, NNI_SPACE, 1, early_stopping={"rungs": [1]})
+    content = json.loads(path.read_text()) | {"maxTrialNumber": 12}
+    content["assessor"] = {"className": "smnas.assessor.ParetoAssessor", "codeDirectory": "."}
+    path.write_text(json.dumps(content))
+    nni.create(path)
+    wait_until(lambda: nni.started().total() == 1, "the first trial")
+    for number in range(12):
+        wait_until(lambda: len(nni.history().pending()) == 1, "the next trial")
+        (candidate,) = nni.history().pending()
+        if not is_foretold_dominated(made_up(candidate.sample), nni.told()):
+            gate.write_text(str(number + 1))
+        wait_until(lambda: len(nni.told()) == number + 1, "its outcome")
+    stopped = [outcome for outcome in nni.told().values() if isinstance(outcome, Stopped)]
+    assert stopped and {outcome.reason for outcome in stopped} == {"early_stopped"}
+    wait_until(nni.is_done, "the experiment's end")
+    states = Counter(job["status"] for job in nni.get("trial-jobs"))
+    # what NNI 3.0 calls the trials that it ends for an assessor
+    assert states["USER_CANCELED"] == len(stopped), states
+
+
+def is_foretold_dominated(outcome: Outcome, told: dict[int, Outcome]) -> bool:
+    others = [other.metrics for other in told.values() if isinstance(other, Measured)]
+    return (
+        isinstance(outcome, Measured)
+        and len(others) >= FEWEST
+        and any(
+            other["latency_ms"] <= outcome.metrics["latency_ms"]
+            and other["map"] > outcome.metrics["map"]
+            for other in others
+        )
+    )
 
 
 def sample_line(candidate: Candidate) -> str:
