@@ -121,12 +121,24 @@ class Contest:
     def path(self, name: str) -> Path:
         return self.weights / f"{name.strip('#')}.pt"
 
-    def latencies(self) -> dict[str, list[float]]:
+    def check_weights(self, names: Sequence[str]) -> None:
+        """Ends where a detector's last training was elsewhere: its latency is to be measured with
+        trained weights, because what a detector finds decides how long its post-processing takes.
+        """
+        missing = [name for name in names if not self.path(name).exists()]
+        if missing:
+            sys.exit(
+                f"headline: wanted trained weights in {self.weights}, got none of"
+                f" {', '.join(missing)}; take a line of each out of the work file to train it again"
+            )
+
+    def latencies(self, names: Sequence[str]) -> dict[str, list[float]]:
         """Medians in milliseconds of each round, every detector once a round, trained weights."""
         quiet, device = QuietDevice("cpu"), torch.device("cpu")
-        medians: dict[str, list[float]] = {name: [] for name in self.samples}
+        medians: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(ROUNDS):
-            for name, sample in self.samples.items():
+            for name in names:
+                sample = self.samples[name]
                 detector = build(self.history, sample, self.train.num_classes)
                 detector.load_state_dict(torch.load(self.path(name), weights_only=True))
                 size = parse_input_size(str(sample["input_size"]))
@@ -149,6 +161,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/headline/cells.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.jobs < 1:
+        parser.error(f"--jobs: wanted at least 1, got {arguments.jobs}")
     contest = Contest(arguments.run, arguments.data, arguments.size, arguments.work)
     cells = contest.cells(arguments.epochs, arguments.seeds)
     files = [arguments.work.with_suffix(f".{job}.jsonl") for job in range(arguments.jobs)]
@@ -168,14 +182,18 @@ def main() -> None:
         for job, file in enumerate(files[1:], 1)
     ]
     rows = [row for part in parts for row in part]
-    report(contest, rows, contest.latencies(), arguments)
+    trained = [
+        name for name in contest.samples if any(r["name"] == name and "map" in r for r in rows)
+    ]
+    contest.check_weights(trained)
+    report(contest, rows, contest.latencies(trained), arguments)
 
 
 def report(
     contest: Contest, rows: list[Cell], latencies: dict[str, list[float]], arguments: Any
 ) -> None:
-    entries = [_entry(contest, name, rows, latencies[name]) for name in contest.samples]
-    entries = sorted((e for e in entries if e["maps"]), key=lambda e: e["latency_ms"])
+    entries = [_entry(contest, name, rows, latencies[name]) for name in latencies]
+    entries = sorted(entries, key=lambda e: e["latency_ms"])
     verdict = compare(entries)
     show(entries, verdict)
     results = {
