@@ -212,11 +212,15 @@ def latency(
     ] = False,
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.auto,
     precision: Annotated[
-        str | None, typer.Option(help="fp32 or amp; default as in the run.")
+        str | None, typer.Option(help="fp32, amp or fp16; default as in the run.")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default as in the run, else 1.")
     ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 1,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Time it under torch.compile.")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each detector.")] = 5,
     classes: Annotated[
         int | None, typer.Option(min=1, help="Classes, where neither run nor space says it.")
@@ -230,7 +234,7 @@ def latency(
     from smnas.timings import append_timings
     from smnas.trial import find_device
 
-    conditions = retime.Conditions(find_device(device.value), precision, threads)
+    conditions = retime.Conditions(find_device(device.value), precision, threads, batch, compiled)
     run, subjects = _subjects(target, sample, whole_front, every, classes)
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -12,6 +12,7 @@ from rich.table import Table
 from smnas import pareto
 from smnas.detectors.operators import INNER, string_of
 from smnas.encoding import Encoding
+from smnas.gpu import GpuState, worst
 from smnas.journal import History, Trial
 from smnas.objectives.vector import Objectives
 from smnas.records import Candidate, Measured, Option, identity
@@ -113,10 +114,13 @@ def latency_table(
         now: as `Latency.to_json` gives it.
         before: the run's own, None where there is none.
     """
-    card = now[0]
-    title = f"{card['device']}, {card['precision']}, {card['threads']} CPU threads"
-    table = Table(title=title, title_justify="left")
-    for name in ("id", "median ms", "IQR ms", "count", "before ms", "ratio"):
+    table = Table(
+        title=conditions_of(now[0]),
+        title_justify="left",
+        caption=gpu_note([card.get("gpu") for card in now]),
+        caption_justify="left",
+    )
+    for name in ("id", "median ms", "IQR ms", "count", "images/s", "before ms", "ratio"):
         table.add_column(name, justify="right")
     for candidate_id, new, old in zip(ids, now, before, strict=True):
         median = new["median_ms"]
@@ -126,9 +130,45 @@ def latency_table(
             f"{median:.2f}",
             f"{new['iqr_ms']:.2f}",
             str(new["count"]),
+            f"{1e3 * new['batch'] / median:.1f}",
             *(compared or ["-", "-"]),
         )
     return table
+
+
+def conditions_of(card: Mapping[str, Any]) -> str:
+    """One line: what a latency was measured under.
+
+    Args:
+        card: as `Latency.to_json` gives it.
+    """
+    compiled = ", compiled" if card["compiled"] else ""
+    return (
+        f"{card['device']}, {card['precision']}, batch {card['batch']},"
+        f" {card['threads']} CPU threads{compiled}: {card['includes']}"
+    )
+
+
+def gpu_note(states: Sequence[Mapping[str, Any] | None]) -> str | None:
+    """One line on how a GPU did while it was timed: the worst of all; None where none was.
+
+    Args:
+        states: `gpu` of latency cards.
+    """
+    state = worst(None if one is None else GpuState(**one) for one in states)
+    if state is None:
+        return None
+    clock, throttling = state.sm_clock_mhz, state.throttling
+    known = {
+        f"driver {state.driver}": state.driver,
+        f"SM clock {clock} MHz (at most {state.max_sm_clock_mhz})": clock,
+        f"memory clock {state.memory_clock_mhz} MHz": state.memory_clock_mhz,
+        f"{state.temperature_c} °C": state.temperature_c,
+    }
+    words = [word for word, value in known.items() if value is not None]
+    if throttling is not None:
+        words.append(f"throttled: {', '.join(throttling)}" if throttling else "not throttled")
+    return "; ".join(words)
 
 
 def zoo_table(rows: Sequence[dict[str, Any]]) -> Table:
