@@ -289,9 +289,7 @@ def run_rounds(contestants: dict[str, Callable[[], Pace]], rounds: int) -> dict[
 def summary(name: str, paces: list[Pace], ours: list[Pace]) -> dict[str, Any]:
     """Means over rounds with lowest and highest; the ratio is ours to theirs, round by round."""
     speeds = [pace.pictures / pace.seconds for pace in paces]
-    ratios = [
-        (own.pictures / own.seconds) / speed for own, speed in zip(ours, speeds, strict=True)
-    ]
+    ratios = [(own.pictures / own.seconds) / speed for own, speed in zip(ours, speeds, strict=True)]
     return {
         "name": name,
         "images_per_s": fmean(speeds),

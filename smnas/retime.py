@@ -19,14 +19,14 @@ from smnas import pareto
 from smnas.detectors.components import parse_input_size
 from smnas.detectors.nas import ModelSpace
 from smnas.errors import ConfigError, RunError
-from smnas.journal import History, Trial
-from smnas.objectives.latency import Latency, measure_latency, pooled
+from smnas.journal import History, Trial, read_run
+from smnas.objectives.latency import Latency, device_name, measure_latency, pooled
 from smnas.quiet import QuietDevice
 from smnas.records import Measured, Sample
-from smnas.report.devices import device_of
+from smnas.report.devices import device_of, measured_devices, on_device
 from smnas.report.tables import objectives_of
 from smnas.spaces import make_importable, open_space, recorded_space
-from smnas.timings import Timing, device_key
+from smnas.timings import Timing, append_timings, device_key, read_timings
 from smnas.trial import fresh_detector
 
 CALLS, SECONDS, MOST_SECONDS = 20, 0.2, 1.0
@@ -168,6 +168,54 @@ def retime(
             own.append(_turn(subject, conditions, quiet))
             observe()
     return [pooled(own) for own in turns]
+
+
+def remeasure_front(
+    run: Path, rounds: int = 5, observe: Callable[[], None] = lambda: None
+) -> str | None:
+    """Times the front of a run in turns and keeps the timings, before a front is acted upon.
+
+    A search measures each detector once, and of many the lucky ones get onto its front. Members
+    are those beyond noise (`smnas.pareto`); when new latencies bring others onto the front these
+    are timed, too, until all of it was timed here.
+
+    Args:
+        run: its folder.
+        rounds: turns of each detector, at least 1.
+        observe: called after each turn.
+
+    Returns:
+        The device, to open the run with (`smnas.report.devices`); None where the trials ran on
+        several, or on another one than this machine's.
+
+    Raises:
+        UserError: as `retime` and `run_subjects`.
+    """
+    history = read_run(run)
+    names = list(measured_devices(history))
+    device = _local(names[0]) if len(names) == 1 else None
+    if device is None:
+        return None
+    known = read_timings(run)
+    timed = set(known.get(names[0], {}))
+    while True:
+        now = on_device(history, known, names[0])
+        front = pareto.front_beyond_noise(now.trials(), objectives_of(history))
+        left = [trial for trial in front if trial.candidate.id not in timed]
+        if not left:
+            return names[0]
+        subjects = run_subjects(history, left, None)
+        found = retime(subjects, Conditions(device), rounds, observe)
+        append_timings(run, timings(subjects, found))
+        known = read_timings(run)
+        timed |= {trial.candidate.id for trial in left}
+
+
+def _local(name: str) -> torch.device | None:
+    """This machine's device of that name."""
+    kinds = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
+    devices = [torch.device(kind) for kind in kinds]
+    return next((device for device in devices if device_name(device) == name), None)
 
 
 def _turn(subject: Subject, conditions: Conditions, quiet: QuietDevice) -> Latency:

@@ -37,16 +37,27 @@ def baseline_names(history: History) -> dict[str, str]:
     return {identity(s): name for name, s in history.header["experiment"]["baselines"].items()}
 
 
-def front_rows(history: History, under_ms: float | None = None) -> list[dict[str, Any]]:
+def front_rows(
+    history: History, under_ms: float | None = None, noise_aware: bool = False
+) -> list[dict[str, Any]]:
     """The Pareto set as flat rows: id, stage, where it comes from, baseline name or None, metrics,
     then the sample's choices.
 
     Args:
         history: a run's journal.
         under_ms: leaves out detectors whose `latency_ms` is above it.
+        noise_aware: also those that are beaten by no more than the spread of latency; a row says
+            so under `within_noise`.
     """
-    names = baseline_names(history)
-    rows = [_row(trial, names) for trial in pareto.front(history.trials(), objectives_of(history))]
+    names, objectives, trials = baseline_names(history), objectives_of(history), history.trials()
+    best = pareto.front(trials, objectives)
+    rows = [_row(trial, names) for trial in best]
+    if noise_aware:
+        sure = {trial.candidate.id for trial in best}
+        rows = [
+            _row(trial, names) | {"within_noise": trial.candidate.id not in sure}
+            for trial in pareto.front_beyond_noise(trials, objectives)
+        ]
     return [r for r in rows if under_ms is None or r.get("latency_ms", 0.0) <= under_ms]
 
 
@@ -80,7 +91,7 @@ def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(
         title=f"Pareto front of {history.header['name']}",
         title_justify="left",
-        caption=training_note(history),
+        caption="\n".join(filter(None, (_noise_note(rows), training_note(history)))) or None,
         caption_justify="left",
     )
     table.add_column("id", justify="right")
@@ -98,8 +109,14 @@ def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
         values = [_format(name, row.get(name)) for name in (*objectives.names, *extra)]
         origin = ["-" if row["group"] is None else str(row["group"])] if staged else []
         detector = describe_sample(row["sample"], row["baseline"])
-        table.add_row(str(row["id"]), *values, *origin, detector)
+        mark = "~" if row.get("within_noise") else ""
+        table.add_row(f"{mark}{row['id']}", *values, *origin, detector)
     return table
+
+
+def _noise_note(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    marked = any(row.get("within_noise") for row in rows)
+    return "~ beaten by no more than the spread of latency." if marked else None
 
 
 def latency_table(

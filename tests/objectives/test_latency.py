@@ -164,7 +164,10 @@ def test_a_real_compiler_compiles(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compiled": True}, r"cannot be compiled \(batch 1, fp32\): RuntimeError: no such operator"),
+        (
+            {"compiled": True},
+            r"cannot be compiled \(batch 1, fp32\): RuntimeError: no such operator",
+        ),
         ({"batch": 2}, r"cannot run \(batch 2, fp32\): RuntimeError: no such operator"),
     ],
 )
