@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
@@ -203,10 +204,12 @@ def plain_dataset(job: Job) -> tuple[Dataset[Any], int]:
     Pictures come at the size of their files; the detector scales them.
     """
     part = DataFolder.open(job.data).train
+    # boxes of whole pixels would stay integers
+    floats = {tv_tensors.Image: torch.float32, tv_tensors.BoundingBoxes: torch.float32}
     steps = [
         v2.RandomHorizontalFlip(job.recipe.flip),
         v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
+        v2.ToDtype({**floats, "others": None}, scale=True),
         v2.ConvertBoundingBoxFormat("XYXY"),
         v2.SanitizeBoundingBoxes(),
         v2.ToPureTensor(),

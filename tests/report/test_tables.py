@@ -90,7 +90,7 @@ def test_latencies_again_with_their_conditions_and_throughput() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     cards = [CARD, CARD | {"gpu": STATE}]
     console.print(tables.latency_table([3, 4], cards, [None, {"median_ms": 10.0}]))
-    text = console.export_text()
+    text = " ".join(console.export_text().split())
     assert "GPU A, fp16, batch 8, 1 CPU threads, compiled: forward pass" in text
     assert "400.0" in text and "2.00" in text
     assert "SM clock 1410 MHz (at most 1980); 61 °C; throttled: software power cap" in text
