@@ -200,7 +200,7 @@ def agreement(times: np.ndarray) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="Test and retest (mean over pairs of rounds [lowest, highest])")
+    table = Table(title="Test and retest (mean over pairs of rounds, lowest to highest)")
     for name in ("situation", "method", "Kendall's tau", "deviation %", "median ms"):
         table.add_column(name)
     for row in rows:
@@ -208,8 +208,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             row["situation"],
             row["method"],
-            f"{row['tau']:.3f} [{tau[0]:.3f}, {tau[1]:.3f}]",
-            f"{100 * row['deviation']:.2f} [{deviation[0]:.2f}, {deviation[1]:.2f}]",
+            f"{row['tau']:.3f} ({tau[0]:.3f} to {tau[1]:.3f})",
+            f"{100 * row['deviation']:.2f} ({deviation[0]:.2f} to {deviation[1]:.2f})",
             f"{row['median_ms']:.1f}",
         )
     Console(width=120).print(table)

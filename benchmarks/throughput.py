@@ -14,10 +14,12 @@ time spent waiting for data and our speed as a ratio; writes benchmarks/results/
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -214,7 +216,8 @@ def plain_dataset(job: Job) -> tuple[Dataset[Any], int]:
         v2.SanitizeBoundingBoxes(),
         v2.ToPureTensor(),
     ]
-    pictures = CocoDetection(part.images, str(part.annotations), transforms=v2.Compose(steps))
+    with contextlib.redirect_stdout(io.StringIO()):
+        pictures = CocoDetection(part.images, str(part.annotations), transforms=v2.Compose(steps))
     wrapped = wrap_dataset_for_transforms_v2(pictures, target_keys=("boxes", "labels"))
     wanted = set(job.image_ids)
     places = [place for place, key in enumerate(pictures.ids) if key in wanted]
@@ -237,8 +240,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if not find_spec("detectron2"):
+        print("detectron2 is not installed: left out")
     job = make_job(arguments)
     contestants = find_contestants(job)
+    for warm_up in find_contestants(first_batch(job)).values():
+        warm_up()
     paces = run_rounds(contestants, arguments.rounds)
     rows = [summary(name, paces[name], paces["smnas"]) for name in contestants]
     show(rows)
@@ -263,6 +270,12 @@ def make_job(arguments: argparse.Namespace) -> Job:
     return Job(arguments.data, usable[:count], arguments.size, recipe, device)
 
 
+def first_batch(job: Job) -> Job:
+    """The same for one step, so that nobody pays for what a process does once."""
+    short = replace(job.recipe, epochs=1)
+    return replace(job, image_ids=job.image_ids[: short.batch], recipe=short)
+
+
 def find_contestants(job: Job) -> dict[str, Callable[[], Pace]]:
     """Each by its name; with as many loading processes as ours has, and with the references'."""
     own = Settings(SPACE, job.data, device=job.device.type).workers
@@ -271,8 +284,6 @@ def find_contestants(job: Job) -> dict[str, Callable[[], Pace]]:
         found[f"torchvision, {workers} loaders"] = partial(by_torchvision, job, workers)
     if find_spec("detectron2"):
         found[f"detectron2, {own} loaders"] = partial(by_detectron2, job, own)
-    else:
-        print("detectron2 is not installed: left out")
     return found
 
 
@@ -304,16 +315,16 @@ def summary(name: str, paces: list[Pace], ours: list[Pace]) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="Throughput of a short training (mean over rounds [lowest, highest])")
+    table = Table(title="Throughput of a short training (mean over rounds, lowest to highest)")
     for name in ("loop", "images/s", "waiting for data", "smnas to it"):
         table.add_column(name)
     for row in rows:
         speeds, ratios = row["images_per_s_range"], row["ratio_range"]
         table.add_row(
             row["name"],
-            f"{row['images_per_s']:.2f} [{speeds[0]:.2f}, {speeds[1]:.2f}]",
+            f"{row['images_per_s']:.2f} ({speeds[0]:.2f} to {speeds[1]:.2f})",
             f"{100 * row['waiting_share']:.1f} %",
-            f"{row['ratio']:.2f} [{ratios[0]:.2f}, {ratios[1]:.2f}]",
+            f"{row['ratio']:.2f} ({ratios[0]:.2f} to {ratios[1]:.2f})",
         )
     Console(width=120).print(table)
 
