@@ -130,10 +130,10 @@ def search(
         command = " ".join(["smnas", *sys.argv[1:]])
         print(f"smnas: stopped; nothing finished is lost; resume with: {command}", file=sys.stderr)
         raise typer.Exit(130) from None
-    _show_end(folder, reason, console)
+    _show_end(folder, reason, console, experiments[0].search.noise_aware)
 
 
-def _show_end(run: Path, reason: str, console: Console) -> None:
+def _show_end(run: Path, reason: str, console: Console, noise_aware: bool) -> None:
     from smnas.report import plots, tables
     from smnas.report.devices import open_run
 
@@ -144,12 +144,13 @@ def _show_end(run: Path, reason: str, console: Console) -> None:
     }
     console.print(f"\nThe search in {run} is {words[reason]}.", highlight=False, soft_wrap=True)
     try:
-        history = open_run(run)
+        device = _measure_front_again(run) if noise_aware and reason != "hours" else None
+        history = open_run(run, device)
     except MixedDevicesError as error:
         # the search has done its work; only its front cannot be shown
         console.print(str(error), highlight=False, soft_wrap=True)
         return
-    rows = tables.front_rows(history)
+    rows = tables.front_rows(history, noise_aware=noise_aware)
     (run / "front.csv").write_text(tables.to_csv(rows))
     pictures = plots.save_plots(history, run)
     if rows:
@@ -158,6 +159,21 @@ def _show_end(run: Path, reason: str, console: Console) -> None:
         console.print("No trial could be measured; see the reasons in its journal.")
     for path in (run / "front.csv", *pictures):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _measure_front_again(run: Path) -> str | None:
+    """The device that the front was measured on once more; None where that is not here."""
+    from rich.progress import Progress
+
+    from smnas import retime
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("measuring the front again", total=None)
+        device = retime.remeasure_front(run, observe=lambda: progress.advance(task))
+    if device is None:
+        why = "the trials did not all run on this machine's device"
+        print(f"smnas: the front was not measured again: {why}", file=sys.stderr)
+    return device
 
 
 @app.command()
@@ -170,6 +186,9 @@ def front(
     ] = None,
     device: MeasuredOn = None,
     mixed_devices: MixedDevices = False,
+    noise_aware: Annotated[
+        bool, typer.Option("--noise-aware", help="Differences within latency's spread count not.")
+    ] = False,
 ) -> None:
     """Print the Pareto set of a run, also while it is running."""
     from smnas.report import tables
@@ -178,7 +197,7 @@ def front(
     if as_json and as_csv:
         raise UserError("front: wanted --json or --csv, got both")
     history = open_run(run, device, mixed_devices)
-    rows = tables.front_rows(history, under_ms)
+    rows = tables.front_rows(history, under_ms, noise_aware)
     if as_json:
         print(json.dumps(rows, indent=1))
     elif as_csv:
@@ -212,11 +231,15 @@ def latency(
     ] = False,
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.auto,
     precision: Annotated[
-        str | None, typer.Option(help="fp32 or amp; default as in the run.")
+        str | None, typer.Option(help="fp32, amp or fp16; default as in the run.")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default as in the run, else 1.")
     ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 1,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Time it under torch.compile.")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each detector.")] = 5,
     classes: Annotated[
         int | None, typer.Option(min=1, help="Classes, where neither run nor space says it.")
@@ -230,7 +253,7 @@ def latency(
     from smnas.timings import append_timings
     from smnas.trial import find_device
 
-    conditions = retime.Conditions(find_device(device.value), precision, threads)
+    conditions = retime.Conditions(find_device(device.value), precision, threads, batch, compiled)
     run, subjects = _subjects(target, sample, whole_front, every, classes)
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:

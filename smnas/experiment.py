@@ -47,6 +47,8 @@ class SearchSettings:
         seed: at least 0.
         baselines: `{name: sample}`, known good detectors; asked first.
         generational: wait for whole generations.
+        noise_aware: measure the front again at the end of the search, and report with it what is
+            beaten by no more than the spread of latency.
         pruning: skip trainings that cannot pay, `{argument: value}` of `smnas.stopping.Pruning`;
             None for none.
         early_stopping: end trainings that will probably not pay, `{argument: value}` of
@@ -72,6 +74,7 @@ class SearchSettings:
     seed: int = 0
     baselines: Mapping[str, Sample] = field(default_factory=dict)
     generational: bool = False
+    noise_aware: bool = False
     # None rather than empty: a journal from before these keys still belongs to its experiment
     pruning: Mapping[str, Any] | None = None
     early_stopping: Mapping[str, Any] | None = None

@@ -26,6 +26,9 @@ from smnas.records import Measured
 DIRECTIONS = 128
 """Directions over which an expected gain of hypervolume is averaged."""
 
+SPREADS = {"latency_ms": "latency_iqr_ms"}
+"""Metrics that come with an interquartile range, and its name; all others are taken as exact."""
+
 
 def non_dominated(rows: np.ndarray) -> np.ndarray:
     """Indices of the rows (`n x m`, minimised) that no other row dominates, in their own order.
@@ -35,6 +38,26 @@ def non_dominated(rows: np.ndarray) -> np.ndarray:
     if len(rows) == 0:
         return np.array([], dtype=int)
     return np.sort(NonDominatedSorting().do(rows, only_non_dominated_front=True)).astype(int)
+
+
+def non_dominated_beyond_noise(rows: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Indices of the rows that no other row dominates by more than the noise of both, in order.
+
+    What is no worse in any objective and better in one dominates another row only where it is
+    ahead by at least the sum of both rows' noise, in every objective. So all that `non_dominated`
+    keeps is kept, and nothing else without noise.
+
+    Args:
+        rows: `n x m`, minimised.
+        noise: `n x m`, at least 0: half the width of what a value may be by chance.
+    """
+
+    def beaten(row: np.ndarray, own: np.ndarray) -> bool:
+        ahead = (rows + noise <= row - own).all(axis=1)
+        return bool((ahead & (rows < row).any(axis=1)).any())
+
+    kept = [not beaten(*pair) for pair in zip(rows, noise, strict=True)]
+    return np.flatnonzero(kept)
 
 
 def hypervolume(rows: np.ndarray, reference: np.ndarray) -> float:
@@ -139,6 +162,25 @@ def front(trials: list[Trial], objectives: Objectives) -> list[Trial]:
     kept, rows = measured(trials, objectives)
     best = non_dominated(rows)
     return [kept[i] for i in best[np.argsort(rows[best, 0], kind="stable")]]
+
+
+def front_beyond_noise(trials: list[Trial], objectives: Objectives) -> list[Trial]:
+    """The trials that no other one is sure to beat, sorted by the first objective.
+
+    A trial's latency is sure to be lower than another's where the middle halves of their timed
+    calls do not overlap: the medians differ by more than the sum of half the interquartile ranges.
+    """
+    kept, rows = measured(trials, objectives)
+    best = non_dominated_beyond_noise(rows, _noise(kept, objectives))
+    return [kept[i] for i in best[np.argsort(rows[best, 0], kind="stable")]]
+
+
+def _noise(trials: list[Trial], objectives: Objectives) -> np.ndarray:
+    """Half the interquartile range of each objective of each trial, 0 where none was measured."""
+    spreads = [SPREADS.get(name, "") for name in objectives.names]
+    metrics = [trial.outcome.metrics for trial in trials if isinstance(trial.outcome, Measured)]
+    halves = [[one.get(name, 0.0) / 2 for name in spreads] for one in metrics]
+    return np.array(halves).reshape(len(trials), len(spreads))
 
 
 def hypervolume_curve(trials: list[Trial], objectives: Objectives) -> list[float]:

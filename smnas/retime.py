@@ -19,14 +19,14 @@ from smnas import pareto
 from smnas.detectors.components import parse_input_size
 from smnas.detectors.nas import ModelSpace
 from smnas.errors import ConfigError, RunError
-from smnas.journal import History, Trial
-from smnas.objectives.latency import Latency, measure_latency, pooled
+from smnas.journal import History, Trial, read_run
+from smnas.objectives.latency import Latency, device_name, measure_latency, pooled
 from smnas.quiet import QuietDevice
 from smnas.records import Measured, Sample
-from smnas.report.devices import device_of
+from smnas.report.devices import device_of, measured_devices, on_device
 from smnas.report.tables import objectives_of
 from smnas.spaces import make_importable, open_space, recorded_space
-from smnas.timings import Timing
+from smnas.timings import Timing, append_timings, device_key, read_timings
 from smnas.trial import fresh_detector
 
 CALLS, SECONDS, MOST_SECONDS = 20, 0.2, 1.0
@@ -39,14 +39,18 @@ class Conditions:
 
     Args:
         device: of this machine.
-        precision: `fp32` or `amp`; None for that of the trials where they ran on the same kind of
-            device, else `amp` on CUDA and `fp32` on a CPU.
+        precision: `fp32`, `amp` or `fp16`; None for that of the trials where they ran on the same
+            kind of device, else `amp` on CUDA and `fp32` on a CPU.
         threads: CPU threads of one operator; None for the trials', else 1.
+        batch: pictures in a call; trials time one.
+        compiled: by `torch.compile`; trials are not.
     """
 
     device: torch.device
     precision: str | None = None
     threads: int | None = None
+    batch: int = 1
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,13 +170,58 @@ def retime(
     return [pooled(own) for own in turns]
 
 
+def remeasure_front(
+    run: Path, rounds: int = 5, observe: Callable[[], None] = lambda: None
+) -> str | None:
+    """Times the front of a run in turns and keeps the timings, before a front is acted upon.
+
+    A search measures each detector once, and of many the lucky ones get onto its front. Members
+    are those beyond noise (`smnas.pareto`); when new latencies bring others onto the front these
+    are timed, too, until all of it was timed here.
+
+    Args:
+        run: its folder.
+        rounds: turns of each detector, at least 1.
+        observe: called after each turn.
+
+    Returns:
+        The device, to open the run with (`smnas.report.devices`); None where the trials ran on
+        several, or on another one than this machine's.
+
+    Raises:
+        UserError: as `retime` and `run_subjects`.
+    """
+    history = read_run(run)
+    names = list(measured_devices(history))
+    device = _local(names[0]) if len(names) == 1 else None
+    if device is None:
+        return None
+    known = read_timings(run)
+    timed = set(known.get(names[0], {}))
+    while True:
+        now = on_device(history, known, names[0])
+        front = pareto.front_beyond_noise(now.trials(), objectives_of(history))
+        left = [trial for trial in front if trial.candidate.id not in timed]
+        if not left:
+            return names[0]
+        subjects = run_subjects(history, left, None)
+        found = retime(subjects, Conditions(device), rounds, observe)
+        append_timings(run, timings(subjects, found))
+        known = read_timings(run)
+        timed |= {trial.candidate.id for trial in left}
+
+
+def _local(name: str) -> torch.device | None:
+    """This machine's device of that name."""
+    kinds = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
+    devices = [torch.device(kind) for kind in kinds]
+    return next((device for device in devices if device_name(device) == name), None)
+
+
 def _turn(subject: Subject, conditions: Conditions, quiet: QuietDevice) -> Latency:
     device = conditions.device
     on_cuda = device.type == "cuda"
-    before = subject.before or {}
-    usual = "amp" if on_cuda else "fp32"
-    if before.get("channels_last") == on_cuda:
-        usual = before["precision"]
+    precision, threads = _usual(subject, on_cuda)
     with quiet.working():
         detector = fresh_detector(subject.open_space, subject.sample, subject.seed).to(device)
     return measure_latency(
@@ -180,9 +229,11 @@ def _turn(subject: Subject, conditions: Conditions, quiet: QuietDevice) -> Laten
         parse_input_size(str(detector.input_size)),
         device=device,
         quiet=quiet,
-        precision=conditions.precision or usual,
+        precision=conditions.precision or precision,
         channels_last=on_cuda,
-        threads=conditions.threads or before.get("threads", 1),
+        threads=conditions.threads or threads,
+        batch=conditions.batch,
+        compiled=conditions.compiled,
         iterations=CALLS,
         min_seconds=SECONDS,
         max_seconds=MOST_SECONDS,
@@ -190,11 +241,41 @@ def _turn(subject: Subject, conditions: Conditions, quiet: QuietDevice) -> Laten
     )
 
 
+def _usual(subject: Subject, on_cuda: bool) -> tuple[str, int]:
+    """Precision and CPU threads of the run, as far as they mean something on the device."""
+    before = subject.before or {}
+    precision = "amp" if on_cuda else "fp32"
+    if before.get("channels_last") == on_cuda:
+        precision = before["precision"]
+    return precision, before.get("threads", 1)
+
+
+def unusual(subject: Subject, latency: Latency) -> str:
+    """In words, what a latency was measured under otherwise than the run's own; empty for nothing.
+
+    Latencies compare where these words are equal.
+    """
+    precision, threads = _usual(subject, on_cuda=latency.channels_last)
+    words = {
+        f"batch {latency.batch}": latency.batch != 1,
+        latency.precision: latency.precision != precision,
+        "compiled": latency.compiled,
+        f"{latency.threads} CPU threads": latency.threads != threads,
+    }
+    return ", ".join(word for word, differs in words.items() if differs)
+
+
 def timings(subjects: Sequence[Subject], latencies: Sequence[Latency]) -> list[Timing]:
     """What `smnas.timings` keeps of a run's detectors, measured now."""
     now = time.time()
     return [
-        Timing(subject.id, latency.device, now, latency.to_metrics(), latency.to_json())
+        Timing(
+            subject.id,
+            device_key(latency.device, unusual(subject, latency)),
+            now,
+            latency.to_metrics(),
+            latency.to_json(),
+        )
         for subject, latency in zip(subjects, latencies, strict=True)
         if subject.id is not None
     ]

@@ -320,8 +320,8 @@ def header(
     """
     settings = experiment.search
     # of the groups it is their detectors that count, not how many were wished for; the trust in a
-    # recipe may become known later
-    notes = ("groups", "proxy_tau")
+    # recipe may become known later; how the front is shown changes no trial
+    notes = ("groups", "proxy_tau", "noise_aware")
     own = {name: value for name, value in settings.to_json().items() if name not in notes}
     identifying = own | {
         "reference_point": dict(settings.objective_vector().reference),

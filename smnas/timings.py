@@ -1,7 +1,9 @@
 """Latencies of a run that were measured again, on this or another device: `RUN/latency/`.
 
 One JSON Lines file a device beside the journal, which never changes; the last line of a candidate
-counts. Written by `smnas latency`, read by the reports. Imports no torch.
+counts. Latencies under other conditions than the run's own, in larger batches say, count as another
+device's: they compare with nothing else. Written by `smnas latency`, read by the reports. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Timing:
 
     Args:
         id: of the candidate.
-        device: name of the processor or GPU.
+        device: name of the processor or GPU; see `device_key`.
         time: of the measurement, seconds since the epoch.
         metrics: `latency_ms`, `latency_iqr_ms`, `latency_count`.
         latency: the whole card, see `smnas.objectives.latency.Latency`.
@@ -36,6 +38,16 @@ class Timing:
     time: float
     metrics: Mapping[str, float]
     latency: Mapping[str, Any]
+
+
+def device_key(device: str, conditions: str = "") -> str:
+    """What latencies are kept under: the device, and in brackets how they differ from the run's.
+
+    Args:
+        device: name of the processor or GPU.
+        conditions: in words; empty where they are the run's own.
+    """
+    return f"{device} [{conditions}]" if conditions else device
 
 
 def append_timings(run: Path, timings: Iterable[Timing]) -> list[Path]:

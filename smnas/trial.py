@@ -271,7 +271,7 @@ def _fit(
     keeping.
     """
     device, generator = settings.torch_device, torch.Generator().manual_seed(settings.seed)
-    loader = _loader(training, settings, generator)
+    loader = training_loader(training, settings, generator)
     curve: list[dict[str, Any]] = []
 
     def after_epoch(epoch: int, stats: EpochStats) -> None:
@@ -316,7 +316,10 @@ def _keep_examples(
     (folder / EXAMPLES_FILE).write_text(json.dumps(found))
 
 
-def _loader(dataset: CocoDataset, settings: Settings, generator: torch.Generator) -> DataLoader:
+def training_loader(
+    dataset: CocoDataset, settings: Settings, generator: torch.Generator
+) -> DataLoader:
+    """Batches of a trial's training, in a new order each epoch that the generator draws."""
     return DataLoader(
         dataset,
         batch_sampler=_Shuffled(len(dataset), settings.recipe.batch, generator),

@@ -38,7 +38,7 @@ def import_blocked(blocked: str, modules: str) -> subprocess.CompletedProcess[st
         (
             "torch,torchvision,nni,pymoo,matplotlib,pycocotools",
             "smnas,smnas.records,smnas.errors,smnas.journal,smnas.study,smnas.runner,smnas.cli,"
-            "smnas.quiet,smnas.machine,smnas.objectives.vector,smnas.data.split,"
+            "smnas.quiet,smnas.gpu,smnas.machine,smnas.objectives.vector,smnas.data.split,"
             "smnas.training.recipe,smnas.report.command",
         ),
         (
@@ -96,6 +96,7 @@ def test_the_blocker_blocks() -> None:
             },
         ),
         ("nni.nas", {"smnas/detectors/nas.py", "smnas/nas.py"}),
+        ("pynvml", {"smnas/gpu.py"}),
         ("fasteners", {"smnas/quiet.py", "smnas/search.py"}),
         ("smnas.cli", set()),
     ],

@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 from toy import toy_outcome_with_failures
 
 from smnas import pareto
-from smnas.journal import read
+from smnas.journal import Trial, read
 from smnas.objectives.vector import Objectives
-from smnas.records import Failed
+from smnas.records import Candidate, Failed, Measured
 
 POINTS = arrays(float, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.integers(0, 5))
 
@@ -130,3 +130,46 @@ def test_coverage_counts_what_is_met_or_beaten() -> None:
     assert pareto.coverage(b, a) == pytest.approx(1 / 2)
     assert pareto.coverage(a, a) == 1.0
     assert pareto.coverage(a, a[:0]) == pareto.coverage(a[:0], a) == 0.0
+
+
+NOISY = st.integers(1, 12).flatmap(
+    lambda n: st.tuples(*[arrays(float, (n, 2), elements=st.integers(0, 5)) for _ in range(2)])
+)
+
+
+@given(pair=NOISY)
+def test_beyond_noise_is_the_definition_and_keeps_the_ordinary_front(
+    pair: tuple[np.ndarray, np.ndarray],
+) -> None:
+    rows, noise = pair
+
+    def surely_dominates(i: int, j: int) -> bool:
+        ahead = (rows[j] - rows[i] >= noise[i] + noise[j]).all()
+        return bool(ahead and (rows[i] != rows[j]).any())
+
+    n = range(len(rows))
+    wanted = [j for j in n if not any(surely_dominates(i, j) for i in n)]
+    found = pareto.non_dominated_beyond_noise(rows, noise).tolist()
+    assert found == wanted
+    assert set(pareto.non_dominated(rows).tolist()) <= set(found)
+
+
+@given(rows=POINTS)
+def test_without_noise_it_is_the_ordinary_front(rows: np.ndarray) -> None:
+    found = pareto.non_dominated_beyond_noise(rows, np.zeros_like(rows))
+    assert found.tolist() == pareto.non_dominated(rows).tolist()
+
+
+def test_a_trial_within_the_spread_of_a_better_one_stays(objectives: Objectives) -> None:
+    """10 +- 0.2 ms at mAP .5: 10.3 +- 0.2 may be as fast, 10.5 +- 0.2 is not."""
+    metrics = [(10.0, 0.5, 0.4), (10.3, 0.4, 0.4), (10.5, 0.4, 0.4), (8.0, 0.1, None)]
+    trials = []
+    for number, (latency, quality, spread) in enumerate(metrics):
+        values = {"latency_ms": latency, "map": quality}
+        values |= {} if spread is None else {"latency_iqr_ms": spread}
+        candidate = Candidate(number, "structural", {"d0": number})
+        trials.append(Trial(candidate, Measured(values), 0.0, 1.0))
+    ids = [t.candidate.id for t in pareto.front_beyond_noise(trials, objectives)]
+    assert ids == [3, 0, 1]
+    assert [t.candidate.id for t in pareto.front(trials, objectives)] == [3, 0]
+    assert pareto.front_beyond_noise([], objectives) == []

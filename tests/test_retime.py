@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from toy import toy_outcome
 
 from smnas import cli, pareto, retime
 from smnas.errors import ConfigError, RunError
 from smnas.journal import FILE_NAME, Journal, read
-from smnas.objectives.latency import Latency
+from smnas.objectives.latency import Latency, device_name
 from smnas.records import Candidate, Measured, Outcome, Sample
+from smnas.report import tables
+from smnas.report.devices import open_run
 from smnas.report.tables import objectives_of
 from smnas.retime import Conditions, Subject
 from smnas.timings import read_timings
@@ -201,6 +206,110 @@ def test_one_detector_is_timed_and_not_recorded(
     )
     assert status == 0, err
     assert "before ms" in out
+
+
+def card(**changes: Any) -> Latency:
+    values = {"precision": "fp32", "threads": 1, "channels_last": False, **changes}
+    return Latency(2.0, 0.0, 2, 1, "cpu", input_size=(64, 32), times_ms=(1.0, 3.0), **values)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        (OLD, card(), ""),
+        (None, card(), ""),
+        (OLD, card(batch=8), "batch 8"),
+        (OLD | {"threads": 2}, card(threads=4, compiled=True), "compiled, 4 CPU threads"),
+        (OLD, card(precision="fp16", channels_last=True, batch=2), "batch 2, fp16"),
+        # a GPU's usual precision, for a run of a CPU
+        (OLD, card(precision="amp", channels_last=True), ""),
+        (OLD | {"precision": "fp32", "channels_last": True}, card(channels_last=True), ""),
+    ],
+)
+def test_what_differs_from_the_runs_conditions_is_said(
+    before: Any, now: Latency, expected: str
+) -> None:
+    of_the_run = subject([], 1, id=7, before=before)
+    assert retime.unusual(of_the_run, now) == expected
+    (timing,) = retime.timings([of_the_run], [now])
+    assert timing.device == (f"cpu [{expected}]" if expected else "cpu") and timing.id == 7
+
+
+def test_batches_are_timed_on_the_command_line_and_kept_apart(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(retime, "CALLS", 5)
+    options = ("--device", "cpu", "--rounds", "1", "--batch", "2", "--all")
+    status, out, err = command(monkeypatch, capsys, "latency", str(run), *options)
+    assert status == 0, err
+    assert "batch 2" in out and "images/s" in out
+    ((key, found),) = read_timings(run).items()
+    assert key.endswith("[batch 2]") and found[0].latency["batch"] == 2
+    out = command(monkeypatch, capsys, "front", str(run), "--device", "[batch 2]", "--csv")[1]
+    assert len(out.splitlines()) > 1
+    status, _, err = command(monkeypatch, capsys, "front", str(run), "--device", "batch 2")
+    assert status == 2 and "wanted one with measured latencies" in err
+
+
+@pytest.fixture
+def toy_run_here(toy_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of 30 trials that says it ran on this processor; whatever is timed again takes 50 ms
+    more if its number is even."""
+
+    def outcome(sample: Sample) -> Outcome:
+        measured = toy_outcome(sample)
+        assert isinstance(measured, Measured)
+        return Measured(measured.metrics, {"device": device_name(CPU), "num_classes": 1})
+
+    run = toy_run(30, outcome)
+    own = {t.candidate.id: t.outcome.metrics["latency_ms"] for t in read(run).trials()}
+
+    def again(subjects: Any, conditions: Conditions, rounds: int, observe: Any) -> list[Latency]:
+        found = []
+        for one in subjects:
+            observe()
+            latency = own[one.id] + 50 * (one.id % 2 == 0)
+            found.append(replace(card(), median_ms=latency, device=device_name(CPU)))
+        return found
+
+    monkeypatch.setattr(retime, "retime", again)
+    return run
+
+
+def test_the_front_is_timed_until_all_of_it_was_timed(toy_run_here: Path) -> None:
+    before = read(toy_run_here)
+    objectives = objectives_of(before)
+    first = {t.candidate.id for t in pareto.front(before.trials(), objectives)}
+    assert any(i % 2 == 0 for i in first)
+    seen: list[int] = []
+    device = retime.remeasure_front(toy_run_here, observe=lambda: seen.append(1))
+    assert device == device_name(CPU)
+    timed = read_timings(toy_run_here)[device]
+    assert first <= set(timed) and len(seen) == len(timed)
+    now = open_run(toy_run_here, device)
+    front = {t.candidate.id for t in pareto.front(now.trials(), objectives)}
+    assert front <= set(timed) and front != first
+    # all is known by now
+    assert retime.remeasure_front(toy_run_here, observe=lambda: seen.append(1)) == device
+    assert len(seen) == len(timed)
+
+
+def test_a_front_of_another_machine_is_not_timed(toy_run: Callable[..., Path]) -> None:
+    run = toy_run(10)
+    assert retime.remeasure_front(run) is None and read_timings(run) == {}
+
+
+def test_the_end_of_a_search_shows_the_front_that_was_timed_again(
+    toy_run_here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smnas.report.plots.save_plots", lambda history, run: [])
+    cli._show_end(toy_run_here, "trials", Console(width=200), noise_aware=True)
+    out = capsys.readouterr().out
+    rows = tables.front_rows(open_run(toy_run_here, device_name(CPU)), noise_aware=True)
+    written = list(csv.DictReader((toy_run_here / "front.csv").open()))
+    assert [int(line["id"]) for line in written] == [row["id"] for row in rows]
+    assert [float(line["latency_ms"]) for line in written] == [row["latency_ms"] for row in rows]
+    assert "within_noise" in written[0] and "Pareto front of toy" in out
 
 
 @pytest.mark.parametrize(

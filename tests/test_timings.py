@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from smnas.errors import JournalError, RunError
-from smnas.timings import Timing, append_timings, read_timings
+from smnas.timings import Timing, append_timings, device_key, read_timings
 
 
 def timing(number: int, device: str, ms: float) -> Timing:
@@ -36,3 +36,15 @@ def test_a_run_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "latency").write_text("a file is in the way")
     with pytest.raises(RunError, match="cannot be written"):
         append_timings(tmp_path, [timing(0, "GPU A", 5.0)])
+
+
+def test_other_conditions_are_kept_apart(tmp_path: Path) -> None:
+    assert device_key("GPU A") == "GPU A"
+    key = device_key("GPU A", "batch 8, fp16")
+    written = append_timings(tmp_path, [timing(0, "GPU A", 5.0), timing(0, key, 20.0)])
+    assert [path.name for path in written] == ["gpu-a.jsonl", "gpu-a-batch-8-fp16.jsonl"]
+    found = read_timings(tmp_path)
+    assert {name: one[0].metrics["latency_ms"] for name, one in found.items()} == {
+        "GPU A": 5.0,
+        "GPU A [batch 8, fp16]": 20.0,
+    }

@@ -1,4 +1,4 @@
-"""Latency that can be defended: the whole detector, batch 1, in a quiet window, median and spread.
+"""Latency that can be defended: the whole detector, in a quiet window, median and spread.
 
 The trial measures it before training. Knows nothing of training but its numeric types.
 """
@@ -6,6 +6,7 @@ The trial measures it before training. Knows nothing of training but its numeric
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,14 +14,17 @@ from statistics import quantiles
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from smnas import machine
 from smnas.errors import ConfigError
+from smnas.gpu import GpuState, read_gpu, worst
 from smnas.quiet import QuietDevice
 from smnas.training.precision import autocast
 
-PRECISIONS = ("fp32", "amp")
+PRECISIONS = ("fp32", "amp", "fp16")
+
+INCLUDES = "forward pass and post-processing"
 
 FEWEST = 5
 """However slow a detector is, so many calls are timed: quartiles need them."""
@@ -31,10 +35,11 @@ ENOUGH = 10
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one picture takes, from the image tensor on the device to the final detections.
+    """How long a batch takes, from the image tensors on the device to the final detections: the
+    latency card, with all that the number depends on.
 
     Args:
-        median_ms: of `count` timed calls.
+        median_ms: of `count` timed calls, each of one batch.
         iqr_ms: distance of their quartiles.
         count: timed calls.
         warmup: calls before them that were not timed.
@@ -42,8 +47,11 @@ class Latency:
         threads: CPU threads of one operator.
         precision: one of `PRECISIONS`.
         channels_last: whether convolutions were in that memory format.
-        input_size: (width, height) of the picture.
-        batch: always 1.
+        input_size: (width, height) of each picture.
+        batch: pictures in a call; 1 in trials.
+        compiled: whether `torch.compile` had compiled the detector.
+        includes: what a call does.
+        gpu: the worst of its states just before and just after the timed calls; None for a CPU.
         times_ms: the timed calls in order; not kept in the journal.
     """
 
@@ -57,6 +65,9 @@ class Latency:
     channels_last: bool
     input_size: tuple[int, int]
     batch: int = 1
+    compiled: bool = False
+    includes: str = INCLUDES
+    gpu: GpuState | None = None
     times_ms: tuple[float, ...] = field(default=(), repr=False)
 
     def to_metrics(self) -> dict[str, float]:
@@ -73,7 +84,7 @@ class Latency:
 
 
 class Clock(Protocol):
-    """Times single calls on one device."""
+    """Times single calls on one device, and says how that is doing."""
 
     def wait(self) -> None:
         """Return when the device has nothing to do."""
@@ -81,6 +92,9 @@ class Clock(Protocol):
     def milliseconds(self, call: Callable[[], object]) -> float:
         """Time one call, from an idle device until its results are there."""
         ...
+
+    def state(self) -> GpuState | None:
+        """Clocks and throttling now; None for a device that is no GPU."""
 
 
 class CpuClock:
@@ -94,6 +108,10 @@ class CpuClock:
         start = time.perf_counter()
         call()
         return (time.perf_counter() - start) * 1e3
+
+    def state(self) -> GpuState | None:
+        """Nothing to say."""
+        return None
 
 
 class CudaClock:
@@ -117,6 +135,10 @@ class CudaClock:
             end.synchronize()
         return start.elapsed_time(end)
 
+    def state(self) -> GpuState | None:
+        """The GPU's, from NVML."""
+        return read_gpu(f"GPU-{torch.cuda.get_device_properties(self._device).uuid}")
+
 
 def measure_latency(
     model: nn.Module,
@@ -127,6 +149,8 @@ def measure_latency(
     precision: str = "fp32",
     channels_last: bool = False,
     threads: int | None = None,
+    batch: int = 1,
+    compiled: bool = False,
     warmup: int = 10,
     iterations: int = 100,
     min_seconds: float = 1.0,
@@ -134,52 +158,57 @@ def measure_latency(
     seed: int = 0,
     clock: Clock | None = None,
 ) -> Latency:
-    """Time a detector on one fixed random picture, forward pass and post-processing.
+    """Time a detector on fixed random pictures, forward pass and post-processing.
 
     While it lasts, no other trial works on the device, so it is short: it ends after `iterations`
     calls, or when 10 calls have taken `min_seconds`, or when 5 have taken `max_seconds`. The
-    warm-up ends early by the same rule, after 2 calls.
+    warm-up ends early by the same rule, after 2 calls. Compiling is done before.
 
     Args:
-        model: in evaluation mode, `model([image])` gives detections. It is moved to the device, and
-            with `channels_last` to that memory format; its mode is restored.
-        input_size: (width, height) of the picture, in pixels.
+        model: in evaluation mode, `model([image, …])` gives detections. It is moved to the device,
+            and with `channels_last` to that memory format; its mode is restored.
+        input_size: (width, height) of the pictures, in pixels.
         device: a CPU or a CUDA device.
-        precision: `fp32`, or `amp` for mixed precision on CUDA.
+        precision: `fp32`; on CUDA also `amp` for mixed precision, or `fp16` for weights and
+            pictures in float16 throughout.
         threads: CPU threads of one operator, for the measurement only; None leaves them as they
             are.
+        batch: pictures in a call, at least 1.
+        compiled: time what `torch.compile` makes of the detector.
         warmup: calls that are not timed, at most; at least 1.
         iterations: timed calls, at most; at least 5.
         min_seconds: how long to time when calls are fast.
         max_seconds: when to stop timing calls that are slow.
-        seed: of the picture.
+        seed: of the pictures.
         clock: None for the one of the device.
 
     Raises:
-        ConfigError: a device that cannot be timed, or a number or precision out of range.
+        ConfigError: a device that cannot be timed, a number or precision out of range, or a
+            detector that cannot be compiled or run under these conditions.
     """
-    _check(device, precision, warmup, iterations)
+    _check(device, precision, warmup, iterations, batch)
     clock = clock or (CudaClock(device) if device.type == "cuda" else CpuClock())
     # Around all calls: what it casts it keeps until it ends, as a deployed detector is cast once.
     context = autocast(device, precision == "amp")
-    generator = torch.Generator().manual_seed(seed)
-    picture = torch.rand(3, input_size[1], input_size[0], generator=generator).to(device)
     model.to(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)
+    subject = copy.deepcopy(model).half() if precision == "fp16" else model
+    pictures = _pictures(batch, input_size, seed, device, precision)
 
     warming = _Budget(min(2, warmup), 2, warmup, min_seconds * 1e3, max_seconds * 1e3)
     timing = _Budget(FEWEST, ENOUGH, iterations, min_seconds * 1e3, max_seconds * 1e3)
-    with (
-        quiet.measuring(),
-        evaluating(model),
-        _threads(threads) as used_threads,
-        torch.inference_mode(),
-        context,
-    ):
-        clock.wait()
-        warm = _timed(lambda: model([picture]), clock, warming)
-        times = _timed(lambda: model([picture]), clock, timing)
+    with evaluating(subject), _threads(threads) as used_threads, torch.inference_mode(), context:
+        detect = _compiled(subject) if compiled else subject
+        if compiled or batch > 1 or precision == "fp16":
+            with quiet.working():
+                _try(lambda: detect(pictures), f"batch {batch}, {precision}", compiled)
+        with quiet.measuring():
+            clock.wait()
+            warm = _timed(lambda: detect(pictures), clock, warming)
+            before = clock.state()
+            times = _timed(lambda: detect(pictures), clock, timing)
+            state = worst([before, clock.state()])
     median, iqr = _median_and_iqr(times)
     return Latency(
         median_ms=median,
@@ -191,15 +220,43 @@ def measure_latency(
         precision=precision,
         channels_last=channels_last,
         input_size=input_size,
+        batch=batch,
+        compiled=compiled,
+        gpu=state,
         times_ms=tuple(times),
     )
+
+
+def _pictures(
+    batch: int, size: tuple[int, int], seed: int, device: torch.device, precision: str
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.rand(batch, 3, size[1], size[0], generator=generator).to(device)
+    return list(pictures.half() if precision == "fp16" else pictures)
+
+
+def _compiled(model: nn.Module) -> Callable[[list[Tensor]], object]:
+    # Detectors share their code, and torch stops compiling code that it has compiled eight times:
+    # the ninth detector would run uncompiled without a word.
+    torch.compiler.reset()
+    return torch.compile(model)
+
+
+def _try(call: Callable[[], object], conditions: str, compiled: bool) -> None:
+    """Calls once; what a detector cannot do under unusual conditions is no fault of ours."""
+    words = f"latency: this detector cannot {'be compiled' if compiled else 'run'} ({conditions})"
+    try:
+        call()
+    except Exception as error:  # whatever torch, its compiler or the system's compiler raises
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise ConfigError(f"{words}: {type(error).__name__}: {reason}") from error
 
 
 def pooled(turns: Sequence[Latency]) -> Latency:
     """One latency from several turns of one detector under the same conditions, at least one.
 
     Median and quartiles are those of all timed calls together, so drift of the device between turns
-    shows in the spread.
+    shows in the spread; the GPU's state is the worst of all.
     """
     times = [time for turn in turns for time in turn.times_ms]
     median, iqr = _median_and_iqr(times)
@@ -209,6 +266,7 @@ def pooled(turns: Sequence[Latency]) -> Latency:
         iqr_ms=iqr,
         count=len(times),
         warmup=sum(turn.warmup for turn in turns),
+        gpu=worst(turn.gpu for turn in turns),
         times_ms=tuple(times),
     )
 
@@ -251,14 +309,17 @@ def _timed(call: Callable[[], object], clock: Clock, budget: _Budget) -> list[fl
     return times
 
 
-def _check(device: torch.device, precision: str, warmup: int, iterations: int) -> None:
+def _check(device: torch.device, precision: str, warmup: int, iterations: int, batch: int) -> None:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"latency: wanted a device cpu or cuda, got {device}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"latency: wanted a CUDA device, got {device}, which torch cannot find")
     if precision not in PRECISIONS:
         raise ConfigError(f"latency: wanted a precision of {PRECISIONS}, got {precision!r}")
-    for name, value, least in (("warmup", warmup, 1), ("iterations", iterations, FEWEST)):
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError(f"latency: fp16: wanted a CUDA device, got {device}")
+    least_of = (("warmup", warmup, 1), ("iterations", iterations, FEWEST), ("batch", batch, 1))
+    for name, value, least in least_of:
         if value < least:
             raise ConfigError(f"latency: {name}: wanted at least {least}, got {value}")
 

@@ -29,7 +29,8 @@ def open_run(run: Path | str, device: str | None = None, mixed_devices: bool = F
         run: its folder, the journal in it, or the id of an NNI experiment.
         device: take the latencies of this one: those that `smnas latency` measured again on it, or
             the trials' own where they ran on it; candidates with neither are left out. A part of
-            the name will do.
+            the name will do. Latencies under other conditions than the run's count as another
+            device's, which only a `device` with a bracket means: `GPU A [batch 8]`, or `[batch 8]`.
         mixed_devices: compare latencies of different devices all the same.
 
     Raises:
@@ -97,7 +98,9 @@ def _told_on(event: Event, device: str, timings: dict[int, Timing]) -> Event | N
 
 
 def _find(device: str, known: set[str]) -> str:
-    fitting = [name for name in sorted(known) if device.lower() in name.lower()]
+    # a part of the plain name must go on meaning the plain name, whatever else was timed later
+    meant = {name for name in known if "[" in device or "[" not in name}
+    fitting = [name for name in sorted(meant) if device.lower() in name.lower()]
     exact = [name for name in fitting if name.lower() == device.lower()]
     if len(exact or fitting) != 1:
         raise RunError(

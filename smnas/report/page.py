@@ -24,7 +24,13 @@ from smnas.report import overview
 from smnas.report.devices import measured_devices, open_run
 from smnas.report.pictures import Album, read_examples
 from smnas.report.structure import backbone_string, blocks_of
-from smnas.report.tables import baseline_names, choices_of, objectives_of, training_note
+from smnas.report.tables import (
+    baseline_names,
+    choices_of,
+    gpu_note,
+    objectives_of,
+    training_note,
+)
 
 _DIGITS = 6
 """Significant ones of numbers on the page; CSV and frames have all."""
@@ -199,10 +205,11 @@ class _Packer:
     def _shared(self, info: Mapping[str, Any]) -> dict[str, Any]:
         """What the trial's own notes say of its latency and training; None where they do not."""
         card, curve, recipe = info.get("latency"), info.get("curve"), info.get("recipe")
-        own = ("median_ms", "iqr_ms", "count", "times_ms")
+        own = ("median_ms", "iqr_ms", "count", "times_ms", "gpu")
         conditions = {k: v for k, v in card.items() if k not in own} if card else None
         return {
             "card": None if conditions is None else self._cards.number(conditions),
+            "gpu": gpu_note([card.get("gpu")]) if card else None,
             "recipe": None if recipe is None else self._recipes.number(recipe),
             "curve": (
                 {name: _rounded([epoch.get(name) for epoch in curve]) for name in _CURVE}

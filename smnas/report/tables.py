@@ -12,6 +12,7 @@ from rich.table import Table
 from smnas import pareto
 from smnas.detectors.operators import INNER, string_of
 from smnas.encoding import Encoding
+from smnas.gpu import GpuState, worst
 from smnas.journal import History, Trial
 from smnas.objectives.vector import Objectives
 from smnas.records import Candidate, Measured, Option, identity
@@ -36,16 +37,27 @@ def baseline_names(history: History) -> dict[str, str]:
     return {identity(s): name for name, s in history.header["experiment"]["baselines"].items()}
 
 
-def front_rows(history: History, under_ms: float | None = None) -> list[dict[str, Any]]:
+def front_rows(
+    history: History, under_ms: float | None = None, noise_aware: bool = False
+) -> list[dict[str, Any]]:
     """The Pareto set as flat rows: id, stage, where it comes from, baseline name or None, metrics,
     then the sample's choices.
 
     Args:
         history: a run's journal.
         under_ms: leaves out detectors whose `latency_ms` is above it.
+        noise_aware: also those that are beaten by no more than the spread of latency; a row says
+            so under `within_noise`.
     """
-    names = baseline_names(history)
-    rows = [_row(trial, names) for trial in pareto.front(history.trials(), objectives_of(history))]
+    names, objectives, trials = baseline_names(history), objectives_of(history), history.trials()
+    best = pareto.front(trials, objectives)
+    rows = [_row(trial, names) for trial in best]
+    if noise_aware:
+        sure = {trial.candidate.id for trial in best}
+        rows = [
+            _row(trial, names) | {"within_noise": trial.candidate.id not in sure}
+            for trial in pareto.front_beyond_noise(trials, objectives)
+        ]
     return [r for r in rows if under_ms is None or r.get("latency_ms", 0.0) <= under_ms]
 
 
@@ -79,7 +91,7 @@ def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(
         title=f"Pareto front of {history.header['name']}",
         title_justify="left",
-        caption=training_note(history),
+        caption="\n".join(filter(None, (_noise_note(rows), training_note(history)))) or None,
         caption_justify="left",
     )
     table.add_column("id", justify="right")
@@ -97,8 +109,14 @@ def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
         values = [_format(name, row.get(name)) for name in (*objectives.names, *extra)]
         origin = ["-" if row["group"] is None else str(row["group"])] if staged else []
         detector = describe_sample(row["sample"], row["baseline"])
-        table.add_row(str(row["id"]), *values, *origin, detector)
+        mark = "~" if row.get("within_noise") else ""
+        table.add_row(f"{mark}{row['id']}", *values, *origin, detector)
     return table
+
+
+def _noise_note(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    marked = any(row.get("within_noise") for row in rows)
+    return "~ beaten by no more than the spread of latency." if marked else None
 
 
 def latency_table(
@@ -113,10 +131,13 @@ def latency_table(
         now: as `Latency.to_json` gives it.
         before: the run's own, None where there is none.
     """
-    card = now[0]
-    title = f"{card['device']}, {card['precision']}, {card['threads']} CPU threads"
-    table = Table(title=title, title_justify="left")
-    for name in ("id", "median ms", "IQR ms", "count", "before ms", "ratio"):
+    table = Table(
+        title=conditions_of(now[0]),
+        title_justify="left",
+        caption=gpu_note([card.get("gpu") for card in now]),
+        caption_justify="left",
+    )
+    for name in ("id", "median ms", "IQR ms", "count", "images/s", "before ms", "ratio"):
         table.add_column(name, justify="right")
     for candidate_id, new, old in zip(ids, now, before, strict=True):
         median = new["median_ms"]
@@ -126,9 +147,45 @@ def latency_table(
             f"{median:.2f}",
             f"{new['iqr_ms']:.2f}",
             str(new["count"]),
+            f"{1e3 * new['batch'] / median:.1f}",
             *(compared or ["-", "-"]),
         )
     return table
+
+
+def conditions_of(card: Mapping[str, Any]) -> str:
+    """One line: what a latency was measured under.
+
+    Args:
+        card: as `Latency.to_json` gives it.
+    """
+    compiled = ", compiled" if card["compiled"] else ""
+    return (
+        f"{card['device']}, {card['precision']}, batch {card['batch']},"
+        f" {card['threads']} CPU threads{compiled}: {card['includes']}"
+    )
+
+
+def gpu_note(states: Sequence[Mapping[str, Any] | None]) -> str | None:
+    """One line on how a GPU did while it was timed: the worst of all; None where none was.
+
+    Args:
+        states: `gpu` of latency cards.
+    """
+    state = worst(None if one is None else GpuState(**one) for one in states)
+    if state is None:
+        return None
+    clock, throttling = state.sm_clock_mhz, state.throttling
+    known = {
+        f"driver {state.driver}": state.driver,
+        f"SM clock {clock} MHz (at most {state.max_sm_clock_mhz})": clock,
+        f"memory clock {state.memory_clock_mhz} MHz": state.memory_clock_mhz,
+        f"{state.temperature_c} °C": state.temperature_c,
+    }
+    words = [word for word, value in known.items() if value is not None]
+    if throttling is not None:
+        words.append(f"throttled: {', '.join(throttling)}" if throttling else "not throttled")
+    return "; ".join(words)
 
 
 def zoo_table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -242,7 +242,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        norm = clip_gradients(self.model, self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
@@ -254,6 +254,17 @@ class _Trainer:
         if not all(map(math.isfinite, judged.values())):
             terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
             raise TrialFailure("nan_loss", f"step {number}: {terms}")
+
+
+def clip_gradients(model: nn.Module, most: float) -> Tensor:
+    """Scales all gradients down to the norm `most`; returns their norm before."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # torch multiplies by 1 where nothing is to be clipped: twice the time on a CPU. A GPU would
+    # have to be waited for to find out.
+    if norm.is_cuda or not most / (norm + 1e-6) >= 1:
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
 
 
 def _out_of_memory(error: torch.OutOfMemoryError) -> TrialFailure:

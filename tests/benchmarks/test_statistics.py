@@ -34,6 +34,50 @@ def headline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_module("headline")
 
 
+@pytest.fixture
+def trust(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return import_module("latency_trust")
+
+
+@pytest.fixture
+def throughput(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return import_module("throughput")
+
+
+def test_agreement_of_rounds(trust: ModuleType) -> None:
+    """Round 2 is 10 % off for one of three and in order; round 3 has the last two the wrong way."""
+    times = np.array([[10.0, 20.0, 30.0], [10.0, 22.0, 30.0], [10.0, 33.0, 30.0]])
+    found = trust.agreement(times)
+    assert found["tau_range"] == pytest.approx([1 / 3, 1.0])
+    assert found["tau"] == pytest.approx((1 + 1 / 3 + 1 / 3) / 3)
+    assert found["deviation"] == 0.0 and found["median_ms"] == 22.0
+    doubled = trust.agreement(np.array([[10.0, 20.0], [20.0, 40.0]]))
+    assert doubled["deviation"] == pytest.approx(2 / 3) and doubled["tau"] == 1.0
+
+
+def test_detectors_are_drawn_without_repetition(trust: ModuleType) -> None:
+    drawn = [json.dumps(sample, sort_keys=True) for sample in trust.draw(5)]
+    assert len(set(drawn)) == 5
+    assert drawn == [json.dumps(sample, sort_keys=True) for sample in trust.draw(5)]
+
+
+def test_ratios_are_taken_round_by_round(throughput: ModuleType) -> None:
+    ours = [throughput.Pace(2.0, 0.5, 20), throughput.Pace(4.0, 1.0, 20)]
+    theirs = [throughput.Pace(4.0, 0.0, 20), throughput.Pace(4.0, 2.0, 20)]
+    found = throughput.summary("them", theirs, ours)
+    assert (found["images_per_s"], found["waiting_share"]) == (5.0, 0.25)
+    assert (found["ratio"], found["ratio_range"]) == (1.5, [1.0, 2.0])
+
+
+def test_a_loader_that_is_watched_gives_what_it_gave(throughput: ModuleType) -> None:
+    batches = [([1, 2], "a"), ([3], "b")]
+    watched = throughput.Waiting(batches)
+    assert list(watched) == batches and len(watched) == 2
+    assert watched.pictures == 3 and watched.seconds >= 0
+
+
 def rows(values: dict[tuple[str, float], list[float]]) -> list[dict]:
     """mAP of two seeds at 1 epoch, then of two at 2."""
     return [

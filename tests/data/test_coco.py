@@ -182,6 +182,18 @@ def test_kept_pictures_are_not_decoded_again(tmp_path: Path) -> None:
         dataset[1]
 
 
+def test_pixels_are_the_same_whether_kept_or_not(tmp_path: Path) -> None:
+    part = write(tmp_path, [], ("RGB", "RGB"))
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "5.tif")
+    kept = CocoDataset(part, input_size=(20, 15))
+    decoded = CocoDataset(part, input_size=(20, 15), cache_mb=0)
+    for _ in range(2):
+        for index in range(2):
+            assert torch.equal(kept[index].image, decoded[index].image)
+    assert kept[0].image.std() > 0
+
+
 def test_a_kept_picture_cannot_be_spoilt(tmp_path: Path) -> None:
     dataset = CocoDataset(write(tmp_path, []))
     dataset[0].image.fill_(1)

@@ -1,18 +1,21 @@
 """Latency with a clock that tells what it is told to: exact medians, counts and surroundings."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from smnas.errors import ConfigError
+from smnas.gpu import GpuState
 from smnas.objectives.latency import (
     CpuClock,
     CudaClock,
     Latency,
     device_name,
     measure_latency,
+    pooled,
 )
 from smnas.quiet import QuietDevice
 
@@ -28,12 +31,22 @@ class Log(list):
         yield
         self.append("over")
 
+    @contextlib.contextmanager
+    def working(self):
+        self.append("work")
+        yield
+        self.append("done")
+
 
 class Script:
     """A clock that runs each call and says it took the next of `times`; the last one for ever."""
 
-    def __init__(self, log: Log, times: list[float]) -> None:
+    def __init__(self, log: Log, times: list[float], states=()) -> None:
         self.log, self.times, self.index = log, times, 0
+        self.states = iter(states)
+
+    def state(self):
+        return next(self.states, None)
 
     def wait(self) -> None:
         self.log.append("wait")
@@ -105,6 +118,87 @@ def test_it_happens_inside_the_quiet_window_on_an_idle_device():
     assert log == ["quiet", "wait"] + ["call"] * 7 + ["over"]
 
 
+@pytest.mark.parametrize("options", [{"batch": 3}, {"compiled": True}])
+def test_unusual_conditions_are_tried_before_the_quiet_window(options, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    log = Log()
+    measure([1.0], log, warmup=2, iterations=5, **options)
+    assert log == ["work", "call", "done", "quiet", "wait"] + ["call"] * 7 + ["over"]
+
+
+def test_a_batch_is_timed_as_one_call():
+    model = Detector(Log())
+    latency = measure([8.0], model=model, batch=4, iterations=5, warmup=1)
+    assert (latency.batch, latency.median_ms, latency.count) == (4, 8.0, 5)
+    assert len(model.pictures) == 4 * (1 + 1 + 5)
+    assert all(map(torch.equal, model.pictures[:4], model.pictures[-4:]))
+    assert not torch.equal(model.pictures[0], model.pictures[1])
+
+
+def test_what_is_compiled_is_timed_and_the_detector_stays_as_it_was(monkeypatch):
+    seen = []
+
+    def compiler(model):
+        seen.append(model.training)
+        return lambda pictures: seen.append(len(pictures))
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    model = Detector(Log())
+    latency = measure([1.0], model=model, compiled=True, iterations=5, warmup=1)
+    assert latency.compiled and seen == [False] + [1] * 7
+    assert model.training and not model.log
+
+
+@pytest.mark.slow
+def test_a_real_compiler_compiles(tmp_path):
+    class Plain(nn.Module):
+        def forward(self, pictures):
+            return [picture.mul(2).add(1).sum() for picture in pictures]
+
+    latency = measure_latency(
+        Plain(), (16, 12), device=CPU, quiet=QuietDevice("cpu", tmp_path), compiled=True
+    )
+    assert latency.compiled and latency.median_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"compiled": True},
+            r"cannot be compiled \(batch 1, fp32\): RuntimeError: no such operator",
+        ),
+        ({"batch": 2}, r"cannot run \(batch 2, fp32\): RuntimeError: no such operator"),
+    ],
+)
+def test_what_a_detector_cannot_do_is_one_line(options, message, monkeypatch):
+    class Broken(Detector):
+        def forward(self, images):
+            raise RuntimeError("no such operator\nand a long explanation")
+
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    log = Log()
+    with pytest.raises(ConfigError, match=f"latency: this detector {message}$"):
+        measure([1.0], log, Broken(log), **options)
+    assert "quiet" not in log
+
+
+def state(clock: int, *reasons: str) -> GpuState:
+    return GpuState("580.1", clock, 1980, 2619, 50, reasons)
+
+
+def test_the_card_has_the_worst_state_of_the_gpu_around_the_timed_calls():
+    states = [state(1980), state(1500, "software power cap")]
+    clock = Script(Log(), [1.0], states)
+    latency = measure_latency(Detector(Log()), (6, 4), device=CPU, quiet=Log(), clock=clock)
+    assert latency.gpu == state(1500, "software power cap")
+    assert latency.to_json()["gpu"]["throttling"] == ("software power cap",)
+    other = replace(latency, gpu=state(1200, "hardware slowdown"))
+    expected = state(1200, "software power cap", "hardware slowdown")
+    assert pooled([latency, other]).gpu == expected
+    assert pooled([replace(latency, gpu=None)]).gpu is None
+
+
 def test_the_picture_is_fixed_and_of_the_input_size():
     model = Detector(Log())
     before = torch.get_rng_state()
@@ -153,6 +247,9 @@ def test_what_was_measured_is_written_down():
         "channels_last": True,
         "input_size": (6, 4),
         "batch": 1,
+        "compiled": False,
+        "includes": "forward pass and post-processing",
+        "gpu": None,
     }
     assert latency.device
 
@@ -169,10 +266,12 @@ def test_channels_last_converts_the_model():
     [
         ({"device": torch.device("mps")}, "wanted a device cpu or cuda, got mps"),
         ({"device": torch.device("meta")}, "wanted a device cpu or cuda, got meta"),
-        ({"precision": "fp16"}, r"wanted a precision of \('fp32', 'amp'\), got 'fp16'"),
+        ({"precision": "int8"}, r"wanted a precision of \('fp32', 'amp', 'fp16'\), got 'int8'"),
+        ({"precision": "fp16"}, "fp16: wanted a CUDA device, got cpu"),
         ({"precision": "amp"}, "mixed precision: wanted a CUDA device, got cpu"),
         ({"iterations": 4}, "iterations: wanted at least 5, got 4"),
         ({"warmup": 0}, "warmup: wanted at least 1, got 0"),
+        ({"batch": 0}, "batch: wanted at least 1, got 0"),
     ],
 )
 def test_wrong_requests_are_the_users_errors(options, message):
@@ -227,7 +326,7 @@ def test_cuda_events_time_the_work_and_not_its_launch():
 
 @CUDA
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "amp"])
+@pytest.mark.parametrize("precision", ["fp32", "amp", "fp16"])
 def test_latency_on_the_gpu(tmp_path, precision):
     class Plain(nn.Sequential):
         def forward(self, images):
@@ -243,4 +342,6 @@ def test_latency_on_the_gpu(tmp_path, precision):
         channels_last=True,
     )
     assert latency.median_ms > 0 and latency.count == 100 and latency.precision == precision
+    assert latency.gpu is not None and latency.gpu.driver and latency.gpu.sm_clock_mhz > 0
+    assert model[0].weight.dtype == torch.float32
     assert latency.device == torch.cuda.get_device_name()

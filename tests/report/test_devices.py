@@ -112,6 +112,19 @@ def test_the_whole_name_wins_over_longer_ones(mixed: Path) -> None:
     assert latencies(mixed, A + " ti") == {3: 300.0}
 
 
+def test_other_conditions_are_found_by_their_brackets_only(mixed: Path) -> None:
+    keys = [f"{A} [batch 8]", f"{A} [batch 8, fp16]", f"{A} [compiled]"]
+    append_timings(mixed, [timing(1, key, 100.0 + k) for k, key in enumerate(keys)])
+    assert len(latencies(mixed, "Graphics A")) == 10
+    assert latencies(mixed, "[batch 8]") == {1: 100.0}
+    assert latencies(mixed, "a 3000 [batch 8, f") == {1: 101.0}
+    assert latencies(mixed, "[compiled]") == {1: 102.0}
+    assert measured_devices(open_run(mixed, "[compiled]")) == {keys[2]: 1}
+    for wrong in ("[batch", "batch 8", "compiled"):
+        with pytest.raises(RunError, match="wanted one with measured latencies"):
+            open_run(mixed, wrong)
+
+
 def test_front_on_the_command_line(
     mixed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

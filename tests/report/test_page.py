@@ -78,7 +78,12 @@ def test_names_cannot_break_out_of_the_data(toy_run: Callable[..., Path], tmp_pa
 
 def test_a_trial_shows_its_training_latency_and_examples(toy_header: dict, tmp_path: Path) -> None:
     curve = [{"epoch": 1, "loss": 2.0, "map": 0.123456789}, {"epoch": 2, "loss": 1.0, "map": 0.2}]
+    gpu = {
+        "driver": "580.65", "sm_clock_mhz": 1410, "max_sm_clock_mhz": 1980,
+        "memory_clock_mhz": 2619, "temperature_c": 61, "throttling": [],
+    }  # fmt: skip
     card = {"median_ms": 3.0, "iqr_ms": 0.1, "count": 9, "device": "cpu", "input_size": [96, 64]}
+    card |= {"gpu": gpu}
     info = {"curve": curve, "latency": card, "recipe": "2 epochs", "device": "cpu"}
     events = [
         event
@@ -94,6 +99,7 @@ def test_a_trial_shows_its_training_latency_and_examples(toy_header: dict, tmp_p
     first, second = found["runs"][0]["trials"]
     assert first["curve"] == {"epoch": [1, 2], "loss": [2.0, 1.0], "map": [0.123457, 0.2]}
     assert first["card"] == second["card"] == 0
+    assert first["gpu"].startswith("driver 580.65; SM clock 1410 MHz")
     assert found["runs"][0]["cards"] == [{"device": "cpu", "input_size": [96, 64]}]
     assert found["runs"][0]["recipes"] == ["2 epochs"] and found["device"] == "cpu"
     assert found["notes"] == ["Trained: 2 epochs."]

@@ -138,7 +138,12 @@ INSIDE = {
 
 def two_stages(run: Path, header: dict) -> Path:
     """A detector, a child that beats it and left examples, a child that failed."""
-    info = {"curve": [{"epoch": 1, "loss": 1.0, "map": 0.5}], "latency": {"device": "cpu"}}
+    gpu = {
+        "driver": "580.65", "sm_clock_mhz": 1410, "max_sm_clock_mhz": 1980,
+        "memory_clock_mhz": 2619, "temperature_c": 61, "throttling": ["software power cap"],
+    }  # fmt: skip
+    card = {"device": "cpu", "includes": "forward pass", "compiled": False, "gpu": gpu}
+    info = {"curve": [{"epoch": 1, "loss": 1.0, "map": 0.5}], "latency": card}
     parent = Candidate(0, "structural", {"backbone": "resnet18", **SAMPLE}, "baseline")
     knew = {"map": 0.714}
     child = Candidate(1, "modular", {**INSIDE, **SAMPLE}, "mutant", (0,), 1, 0, knew)
@@ -177,6 +182,8 @@ def test_lineage_failures_and_examples(browser: Chrome, tmp_path: Path, toy_head
     one(browser, "#pick button").click()
     card = one(browser, "#card")
     assert "basicblock_16_1-2-2-2" in card.text and "inside of #0" in card.text
+    assert "driver 580.65" in card.text and "throttled: software power cap" in card.text
+    assert "forward pass" in card.text
     frames = find(browser, "#card .examples svg")
     assert len(frames) == 4 and len(find(browser, "#card .examples image")) == 2
     assert "drawn as empty frames" in card.text

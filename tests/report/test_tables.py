@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from toy import toy_outcome_with_failures
+from toy import toy_outcome, toy_outcome_with_failures
 
 from smnas import pareto
 from smnas.journal import History, Told, read
-from smnas.records import Failed, Measured
+from smnas.records import Failed, Measured, Outcome, Sample
 from smnas.report import tables
 
 
@@ -74,3 +74,48 @@ def test_the_table_says_how_short_the_training_was_and_how_far_to_trust_it(
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(tables.front_table(trusted, rows))
     assert "long training: 0.71." in " ".join(console.export_text().split())
+
+
+CARD = {
+    "median_ms": 20.0, "iqr_ms": 0.5, "count": 50, "device": "GPU A", "threads": 1,
+    "precision": "fp16", "batch": 8, "compiled": True, "includes": "forward pass", "gpu": None,
+}  # fmt: skip
+STATE = {
+    "driver": "580.65", "sm_clock_mhz": 1410, "max_sm_clock_mhz": 1980, "memory_clock_mhz": None,
+    "temperature_c": 61, "throttling": ["software power cap"],
+}  # fmt: skip
+
+
+def test_latencies_again_with_their_conditions_and_throughput() -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    cards = [CARD, CARD | {"gpu": STATE}]
+    console.print(tables.latency_table([3, 4], cards, [None, {"median_ms": 10.0}]))
+    text = " ".join(console.export_text().split())
+    assert "GPU A, fp16, batch 8, 1 CPU threads, compiled: forward pass" in text
+    assert "400.0" in text and "2.00" in text
+    assert "SM clock 1410 MHz (at most 1980); 61 °C; throttled: software power cap" in text
+
+
+def test_the_note_on_a_gpu() -> None:
+    assert tables.gpu_note([None]) is None
+    quiet = {**STATE, "throttling": []}
+    assert str(tables.gpu_note([quiet])).endswith("61 °C; not throttled")
+    silent = dict.fromkeys(STATE) | {"driver": "580.65"}
+    assert tables.gpu_note([silent]) == "driver 580.65"
+
+
+def test_what_noise_keeps_is_marked(toy_run: Callable[..., Path]) -> None:
+    def noisy(sample: Sample) -> Outcome:
+        measured = toy_outcome(sample)
+        assert isinstance(measured, Measured)
+        return Measured({**measured.metrics, "latency_iqr_ms": 6.0})
+
+    history = read(toy_run(30, noisy))
+    rows = tables.front_rows(history, noise_aware=True)
+    sure = [row["id"] for row in rows if not row["within_noise"]]
+    assert sure == [row["id"] for row in tables.front_rows(history)]
+    first, *_ = [row["id"] for row in rows if row["within_noise"]]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(tables.front_table(history, rows))
+    text = console.export_text()
+    assert f"~{first} " in text and "~ beaten by no more than the spread of latency." in text

@@ -13,6 +13,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from smnas.errors import ConfigError, TrialFailure
 from smnas.training.loop import (
+    clip_gradients,
     epoch_batches,
     epoch_order,
     parameter_groups,
@@ -102,6 +103,20 @@ def test_gradients_are_clipped():
     )
     assert model.weight.item() == pytest.approx(0.2, rel=1e-4)  # 0.1 · 2
     assert stats.epochs[0].gradient_norm == pytest.approx(6)  # as it was before
+
+
+@pytest.mark.parametrize("most", [1e-3, 5.0, 5.0000005, 1e9])
+def test_clipping_is_torchs_own_bit_by_bit(most):
+    ours, theirs = nn.Linear(2, 3), nn.Linear(2, 3)
+    unused = nn.Parameter(torch.ones(1))
+    for model in (ours, theirs):
+        model.register_parameter("unused", unused)
+        model.weight.grad = torch.tensor([[3.0, 0.1], [0.0, 0.3], [0.0, 0.0]])
+        model.bias.grad = torch.tensor([4.0, 0.0, -0.7])
+    expected = nn.utils.clip_grad_norm_(theirs.parameters(), most)
+    assert torch.equal(clip_gradients(ours, most), expected)
+    assert torch.equal(ours.weight.grad, theirs.weight.grad)
+    assert torch.equal(ours.bias.grad, theirs.bias.grad) and unused.grad is None
 
 
 def test_the_rate_follows_the_recipe_over_all_epochs():

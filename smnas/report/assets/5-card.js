@@ -78,6 +78,7 @@ function latencyCard(trial) {
     ["median", `${number("latency_ms", m.latency_ms)} ms`],
     m.latency_iqr_ms !== undefined && ["interquartile range", `${number("latency_iqr_ms", m.latency_iqr_ms)} ms`],
     m.latency_count !== undefined && ["timed calls", m.latency_count],
+    trial.gpu !== undefined && ["GPU", trial.gpu],
     ...conditions.filter(([, value]) => value !== null && typeof value !== "object" || Array.isArray(value)).map(([name, value]) => [name.replaceAll("_", " "), text(value)]),
   ].filter(Boolean));
 }
