@@ -25,7 +25,7 @@ from smnas.report.page import write_page
 from smnas.report.tables import front_rows
 
 ROOT = Path(__file__).parents[2]
-COMMITTED = ROOT / "benchmarks" / "results" / "bccd-structural"
+COMMITTED = ROOT / "benchmarks" / "results" / "bccd"
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="no Chromium with chromedriver on this machine"
