@@ -196,7 +196,14 @@ class _Trainer:
         self.clip_norm = recipe.clip_norm
         self.context = autocast(device, amp)
         groups = parameter_groups(model, recipe.weight_decay)
-        self.optimizer = torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum)
+        # One pass over the weights instead of three: half the time of an update on a CPU. On a GPU
+        # torch chooses well by itself.
+        self.optimizer = torch.optim.SGD(
+            groups,
+            lr=recipe.peak_lr,
+            momentum=recipe.momentum,
+            fused=True if device.type == "cpu" else None,
+        )
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=amp and half_type() == torch.float16
         )
