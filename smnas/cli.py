@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from smnas import __version__
+from smnas import __version__, cli_deploy
+from smnas.cli_options import Classes, Device, Library
 from smnas.errors import MixedDevicesError, RunError, UserError
 from smnas.report.command import MeasuredOn, MixedDevices, report
 
@@ -29,6 +29,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Generate, import and check data sets in COCO format.")
 app.add_typer(data_app, name="data")
 app.command()(report)
+for command in (cli_deploy.train, cli_deploy.evaluate):
+    app.command()(command)
 
 # typer carries its own copy of click from some version on: take the class from typer, whichever it
 # is
@@ -37,22 +39,6 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 Run = Annotated[
     Path, typer.Argument(help="Folder of a run, or the id of an NNI experiment.", metavar="RUN")
 ]
-
-
-class Device(StrEnum):
-    """Where trials run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Library(StrEnum):
-    """What detectors are built with."""
-
-    auto = "auto"
-    torchvision = "torchvision"
-    detectron2 = "detectron2"
 
 
 def main() -> NoReturn:
@@ -250,16 +236,16 @@ def _subjects(
     """What `smnas latency` was asked to time, and the folder of the run that it belongs to."""
     from smnas import retime
     from smnas.journal import read_run
-    from smnas.nni_runs import find_run
+    from smnas.nni_runs import find_run, split_reference
     from smnas.trial import read_sample
 
     if sample is not None and not whole_front:
         return None, [retime.sample_subject(target, read_sample(sample), classes)]
-    name, mark, number = target.rpartition("#")
-    if mark and number.isdigit() and not whole_front:
-        run = find_run(name)
+    reference = split_reference(target)
+    if reference is not None and not whole_front:
+        run, candidate_id = reference
         history = read_run(run)
-        trials = [retime.find_trial(history, int(number))]
+        trials = [retime.find_trial(history, candidate_id)]
     elif whole_front and sample is None:
         run = find_run(target)
         history = read_run(run)
