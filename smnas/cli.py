@@ -29,8 +29,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Generate, import and check data sets in COCO format.")
 app.add_typer(data_app, name="data")
 app.command()(report)
-for command in (cli_deploy.train, cli_deploy.evaluate):
-    app.command()(command)
+for found in (cli_deploy.train, cli_deploy.evaluate, cli_deploy.predict, cli_deploy.export):
+    app.command()(found)
 
 # typer carries its own copy of click from some version on: take the class from typer, whichever it
 # is
@@ -204,9 +204,7 @@ def latency(
         int | None, typer.Option(min=1, help="CPU threads; default as in the run, else 1.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each detector.")] = 5,
-    classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes, where neither run nor space says it.")
-    ] = None,
+    classes: Classes = None,
 ) -> None:
     """Measure latency again, here: of one detector, or of a run's front in turns."""
     from rich.progress import Progress
@@ -258,28 +256,6 @@ def _subjects(
     if not trials:
         raise RunError(f"run {target}: no trial has been measured yet")
     return run, retime.run_subjects(history, trials, classes)
-
-
-@app.command()
-def export(
-    target: Annotated[str, typer.Argument(help="RUN#ID of a candidate.", metavar="RUN#ID")],
-    detectron2: Annotated[
-        Path, typer.Option(help="File to write: a LazyConfig for plain detectron2.")
-    ],
-    classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes, where the run does not say it.")
-    ] = None,
-) -> None:
-    """Write a detector of a run for other programs."""
-    from smnas.export_detectron2 import export_lazy_config
-    from smnas.journal import read_run
-    from smnas.nni_runs import find_run
-
-    name, mark, number = target.rpartition("#")
-    if not mark or not number.isdigit():
-        raise UserError(f"export: wanted RUN#ID, got {target!r}")
-    export_lazy_config(read_run(find_run(name)), int(number), detectron2, classes)
-    print(detectron2)
 
 
 @app.command()

@@ -127,6 +127,107 @@ def evaluate(
     _show(found.to_json(), f"{target}, val", as_json)
 
 
+def predict(
+    target: Target,
+    images: Annotated[
+        list[Path], typer.Argument(help="Pictures, or folders of them.", metavar="IMAGES")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    score: Annotated[
+        float, typer.Option(min=0, max=1, help="Least score of a box that is drawn.")
+    ] = 0.5,
+    device: OnDevice = Device.auto,
+    precision: Precision = None,
+    threads: Threads = None,
+    classes: Classes = None,
+) -> None:
+    """Look at pictures: each with its boxes as PNG, and all detections as COCO results."""
+    from smnas.deploy import predict as looking
+    from smnas.deploy.saved import open_detector
+    from smnas.deploy.settings import use_threads
+
+    opened = open_detector(target, classes)
+    pictures = looking.find_pictures(images)
+    where, amp = _device(device, precision)
+    use_threads(threads)
+    detector = opened.load(where)
+    categories = opened.categories or looking.numbered(opened.plan.num_classes)
+    options = {"device": where, "amp": amp, "least_score": score}
+    found = looking.predict(detector, pictures, categories, out, **options)
+    print(f"{len(found)} detections in {len(pictures)} pictures: {out / looking.RESULTS_FILE}")
+
+
+def export(
+    target: Target,
+    onnx: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write: ONNX.")
+    ] = None,
+    python: Annotated[
+        Path | None,
+        typer.Option(help="File to write: Python, for torch and torchvision alone; weights beside."),
+    ] = None,
+    detectron2: Annotated[
+        Path | None, typer.Option(help="File to write: a LazyConfig for plain detectron2.")
+    ] = None,
+    data: Data = None,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="ONNX: any size in multiples of 32 pixels.")
+    ] = False,
+    pictures: Annotated[
+        int, typer.Option(min=20, help="Training pictures to compare detectors on.")
+    ] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a measurement.")] = 1,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Time torch.compile as well.")
+    ] = True,
+    classes: Classes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a detector for other programs, and compare what it finds there with what it finds here.
+
+    ONNX and Python want its weights; detectron2's file has none.
+    """
+    from smnas.deploy import saved
+
+    if onnx is None and python is None and detectron2 is None:
+        raise UserError("export: wanted -o FILE.onnx, --python or --detectron2, got none")
+    opened = saved.open_detector(target, classes)
+    records: dict[str, Any] = {}
+    if detectron2 is not None:
+        from smnas.deploy.lazy_config import export_lazy_config
+
+        export_lazy_config(opened.plan, detectron2)
+        records["detectron2"] = {"file": str(detectron2)}
+    if python is not None:
+        from smnas.deploy.export import to_python_file
+
+        found = to_python_file(opened, python, data, pictures=pictures)
+        records["python"] = {"file": str(python), **found}
+    if onnx is not None:
+        from smnas.deploy.export import to_onnx
+
+        options: dict[str, Any] = {"dynamic": dynamic, "pictures": pictures}
+        options |= {"threads": threads, "compiled": compiled}
+        records["onnx"] = {"file": str(onnx), **to_onnx(opened, onnx, data, **options)}
+    _show_export(records, as_json)
+
+
+def _show_export(records: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(records, indent=1))
+        return
+    for record in records.values():
+        print(record["file"])
+        for parity in record.get("parity", ()):
+            from smnas.deploy.export import parity_line
+
+            print(f"  {parity_line(parity)}")
+        if "latency" in record:
+            from smnas.deploy.export import latency_table
+
+            Console().print(latency_table(record["latency"]))
+
+
 def _show(record: dict[str, Any], title: str, as_json: bool) -> None:
     from smnas.deploy.score import table
 

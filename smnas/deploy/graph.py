@@ -24,7 +24,11 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import clip_boxes_to_image, nms
 
 from smnas.detectors.components import IMAGE_DEVIATION, IMAGE_MEAN
+from smnas.detectors.norms import WeightStandardizedConv2d
 from smnas.errors import DeployError
+
+CELL = 32
+"""Pictures are padded to full cells of so many pixels, as torchvision does."""
 
 SMALLEST_BOX = 1e-2
 """Sides of a detection in pixels, at least; torchvision's RoI heads have it as a literal."""
@@ -51,9 +55,11 @@ class Graph(nn.Module):
             )
         self.detector = copy.deepcopy(detector).eval()
         self.detector.model.transform = _Whole()
+        _standardize_for_good(self.detector)
         for module in self.detector.modules():
             if isinstance(module, RegionProposalNetwork):
                 module.filter_proposals = MethodType(_filter_proposals, module)
+                module._get_top_n_idx = MethodType(_likeliest_anchors, module)
             elif isinstance(module, RoIHeads):
                 module.postprocess_detections = MethodType(_detections_of_regions, module)
             elif isinstance(module, RetinaNet):
@@ -74,6 +80,33 @@ class Graph(nn.Module):
         return boxes[kept], scores[kept], labels[kept]
 
 
+def _standardize_for_good(detector: nn.Module) -> None:
+    """Weights that are standardised in every call become weights that are."""
+    for parent in list(detector.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, WeightStandardizedConv2d):
+                setattr(parent, name, _plain_twin(child))
+
+
+def _plain_twin(conv: WeightStandardizedConv2d) -> nn.Conv2d:
+    twin = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+        device="meta",
+    )
+    with torch.no_grad():
+        twin.weight = nn.Parameter(conv.standardized_weight().clone(), requires_grad=False)
+    twin.bias = conv.bias
+    return twin
+
+
 class _Whole(nn.Module):
     """torchvision's transform for a picture that is not to be resized."""
 
@@ -86,7 +119,7 @@ class _Whole(nn.Module):
     def forward(self, images: list[Tensor], targets: None = None) -> tuple[ImageList, None]:
         (image,) = images
         height, width = image.shape[-2:]
-        whole = F.pad((image - self.mean) / self.deviation, (0, -width % 32, 0, -height % 32))
+        whole = F.pad((image - self.mean) / self.deviation, (0, -width % CELL, 0, -height % CELL))
         return ImageList(whole[None], [(height, width)]), None
 
     def postprocess(
@@ -100,7 +133,7 @@ class _Whole(nn.Module):
 
 
 def _suppressed(
-    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float, most: int, span: int
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float, most: int, span: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Non-maximum suppression in each group, then the best of all; highest score first.
 
@@ -117,15 +150,25 @@ def _suppressed(
         Boxes, scores, groups, `min(n, most)` each; a score of -1 stands for no box.
     """
     inside = torch.where(valid)[0]
-    apart = boxes[inside] + groups[inside][:, None] * float(span + 1)
+    apart = boxes[inside] + groups[inside][:, None] * (span + 1)
     chosen = inside[nms(apart, scores[inside], iou)]
     kept = torch.full_like(scores, -1.0).index_put((chosen,), scores[chosen])
-    best, order = kept.topk(min(most, kept.shape[0]))
+    best, order = kept.topk(torch.sym_min(most, kept.shape[0]))
     return boxes[order], best, groups[order]
 
 
 def _large(boxes: Tensor, side: float) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2] >= side).all(dim=1)
+
+
+def _likeliest_anchors(self: Any, objectness: Tensor, num_anchors_per_level: list[int]) -> Tensor:
+    """`RegionProposalNetwork._get_top_n_idx`, for sizes that are not known yet, too."""
+    found, offset = [], 0
+    for level in objectness.split(num_anchors_per_level, 1):
+        count = level.shape[1]
+        found.append(level.topk(torch.sym_min(self.pre_nms_top_n(), count), dim=1).indices + offset)
+        offset += count
+    return torch.cat(found, dim=1)
 
 
 def _filter_proposals(
@@ -144,7 +187,7 @@ def _filter_proposals(
     (top,) = self._get_top_n_idx(logits, num_anchors_per_level)
     boxes, scores = clip_boxes_to_image(proposals[0][top], size), logits[0][top].sigmoid()
     valid = _large(boxes, self.min_size) & (scores >= self.score_thresh)
-    limits = self.nms_thresh, self.post_nms_top_n(), max(size)
+    limits = self.nms_thresh, self.post_nms_top_n(), torch.sym_max(*size)
     boxes, scores, _ = _suppressed(boxes, scores, levels.to(top)[top], valid, *limits)
     return [boxes * (scores >= 0)[:, None]], [scores]
 
@@ -164,7 +207,7 @@ def _detections_of_regions(
     boxes = every.reshape(-1, classes, 4)[:, 1:].reshape(-1, 4)
     labels = torch.arange(1, classes, device=scores.device).repeat(class_logits.shape[0])
     valid = _large(boxes, SMALLEST_BOX) & (scores > self.score_thresh)
-    limits = self.nms_thresh, self.detections_per_img, max(size)
+    limits = self.nms_thresh, self.detections_per_img, torch.sym_max(*size)
     boxes, scores, labels = _suppressed(boxes, scores, labels, valid, *limits)
     return [boxes], [scores], [labels]
 
@@ -183,7 +226,7 @@ def _detections_of_anchors(
     found = [_of_level(self, logits[0], deltas[0], own) for logits, deltas, own in levels]
     boxes, scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     boxes = clip_boxes_to_image(boxes, size)
-    limits = self.nms_thresh, self.detections_per_img, max(size)
+    limits = self.nms_thresh, self.detections_per_img, torch.sym_max(*size)
     valid = scores > self.score_thresh
     boxes, scores, labels = _suppressed(boxes, scores, labels, valid, *limits)
     return [{"boxes": boxes, "scores": scores, "labels": labels}]
@@ -195,6 +238,6 @@ def _of_level(
     """The likeliest anchors of a level with their classes, also those below the threshold."""
     classes = logits.shape[-1]
     scores = logits.sigmoid().flatten()
-    scores, order = scores.topk(min(model.topk_candidates, scores.shape[0]))
+    scores, order = scores.topk(torch.sym_min(model.topk_candidates, scores.shape[0]))
     places = order // classes
     return model.box_coder.decode_single(deltas[places], anchors[places]), scores, order % classes

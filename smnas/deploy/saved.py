@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Plan:
 
     Args:
         origin: `RUN#ID`, as it was named.
+        title: what it is, in a few words.
         space: `package.module:Class`.
         space_args: of the run.
         library: that the run's trials were built with; None for runs from before there was a
@@ -52,6 +53,7 @@ class Plan:
     """
 
     origin: str
+    title: str
     space: str
     space_args: Mapping[str, Any]
     library: str | None
@@ -78,7 +80,7 @@ class Plan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"sample": dict(self.sample), "space_args": dict(self.space_args)}
+        return {**vars(self), "sample": dict(self.sample), "space_args": dict(self.space_args)}
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ def plan_of(
     experiment = history.experiment_of(trial.candidate)
     return Plan(
         origin,
+        f"Detector {candidate_id} of {history.header['name']}",
         experiment["space"],
         experiment["space_args"],
         experiment.get("library"),

@@ -94,8 +94,10 @@ def check_same(folder: Path, plan: Plan, training: Training) -> bool:
     if not (folder / PLAN_FILE).is_file():
         return False
     record = read_plan(folder)
+    # a run may be named in several ways
+    own = replace(plan, origin=record["plan"].origin, title=record["plan"].title)
     before = _flat({"detector": record["plan"].to_json(), **record["training"]})
-    now = _flat({"detector": plan.to_json(), **training.to_json()})
+    now = _flat({"detector": own.to_json(), **training.to_json()})
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
             raise DeployError(

@@ -279,7 +279,6 @@ class _Run:
             "weights": "moving average" if self._training.average else "last step",
             "started_from": "scratch" if self._training.start is None else "the trial's weights",
             "seconds": self._state["seconds"],
-            "recipe": self._training.recipe.describe(),
             "curve": self._state["curve"],
         }
 

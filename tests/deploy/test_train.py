@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from deploy.small import IDS, keep_weights, plan_of, write_digits, write_run
+from found_detectors import IDS, keep_weights, plan_of, write_digits, write_run
 from whole_search import assert_refused, command, environment, smnas
 
 from smnas.deploy.ranks import Ranks
@@ -124,7 +123,8 @@ def test_the_command_line_trains_and_evaluates(data: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert record["started_from"] == "the trial's weights"
-    assert "1 epoch from scratch, batch 2" in record["recipe"]  # the run's
+    kept = json.loads((tmp_path / "out" / "detector.json").read_text())["training"]
+    assert kept["recipe"]["batch"] == 2 and kept["recipe"]["flip"] == 0  # the run's
     assert scalars(tmp_path / "out" / "tensorboard")["train/total"] == [0, 1, 2]
     again = smnas("evaluate", "out", "--json", cwd=tmp_path)
     found = json.loads(again.stdout)
@@ -176,10 +176,9 @@ def test_two_processes_share_each_batch(data: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     torchrun += ["--master-port", "0", "-m", "smnas.cli"]
     words = [*torchrun, *map(str, arguments(data, Path("two"), 2))]
-    started = time.monotonic()
     done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("epoch 1 ") == 1 and time.monotonic() > started
+    assert done.stdout.count("epoch 1 ") == 1
     record = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert record["epochs"] == 2 and len(scalars(tmp_path / "two" / "tensorboard")["train/total"]) == 6
     odd = [*torchrun, *map(str, arguments(data, Path("odd"), 2, "--batch", 3))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from smnas.data.digits import make_digits
 from smnas.deploy.saved import Plan
@@ -51,7 +52,8 @@ def sample_of(head: str, neck: str = "fpn") -> Sample:
 def plan_of(head: str, neck: str = "fpn", num_classes: int = CLASSES) -> Plan:
     """The plan of that detector, by itself."""
     sample = sample_of(head, neck)
-    return Plan(f"run#{IDS[head]}", SPACE, SPACE_ARGS, "torchvision", 0, sample, num_classes)
+    names = f"run#{IDS[head]}", f"Detector {IDS[head]} of toy"
+    return Plan(*names, SPACE, SPACE_ARGS, "torchvision", 0, sample, num_classes)
 
 
 def write_run(folder: Path, **experiment: object) -> Path:
@@ -76,11 +78,30 @@ def write_run(folder: Path, **experiment: object) -> Path:
 
 
 def keep_weights(run: Path, head: str) -> Path:
-    """Leaves a trial's weights in the run as a trial does: those that it starts from."""
+    """Leaves weights in the run where a trial does; those of `spread`."""
     folder = run / "trials" / str(IDS[head])
     folder.mkdir(parents=True)
-    torch.save(plan_of(head).build().state_dict(), folder / "checkpoint.pt")
+    torch.save(spread(plan_of(head).build()).state_dict(), folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
+
+
+def spread(detector: nn.Module) -> nn.Module:
+    """The detector in evaluation mode with scores that are far from each other, on noise too.
+
+    Scores of untrained layers are nearly equal: what comes first among them is a matter of rounding.
+    """
+    generator = torch.Generator().manual_seed(1)
+    for name, value in detector.named_parameters():
+        if any(layer in name for layer in ("cls_score", "cls_logits", "objectness")):
+            noise = torch.randn(value.shape, generator=generator)
+            value.data = noise * (0.5 if value.dim() > 1 else 0.1)
+    return detector.eval()
+
+
+def noise(count: int, size: tuple[int, int] = (96, 72)) -> list[torch.Tensor]:
+    """Pictures of noise at (width, height)."""
+    generator = torch.Generator().manual_seed(2)
+    return [torch.rand(3, size[1], size[0], generator=generator) for _ in range(count)]
 
 
 def write_digits(folder: Path, train: int = 6, val: int = 3) -> Path:
