@@ -300,10 +300,12 @@ def _describe_zoo(as_json: bool) -> None:
 
 
 def _describe_space(space: str, as_json: bool) -> None:
+    from smnas.deploy import support
     from smnas.encoding import Encoding
     from smnas.spaces import open_space
 
-    encoding = Encoding.of(open_space(space))
+    opened = open_space(space)
+    encoding = Encoding.of(opened)
     if as_json:
         print(json.dumps(encoding.nni_search_space(), indent=2))
         return
@@ -311,10 +313,14 @@ def _describe_space(space: str, as_json: bool) -> None:
     for label, options in text["choices"].items():
         kind = "ordinal" if label in text["ordinal"] else "nominal"
         print(f"{label} ({kind}): {', '.join(map(str, options))}")
+        for option in options:
+            for name, why in support.option_limits(label, option).items():
+                print(f"  {option}: no export as {name}: {why}")
     for label, expression in text["constraints"].items():
         print(f"constraint {label}: {expression}")
     legal = "too many to count" if text["legal"] is None else f"{text['legal']:,}"
     print(f"{text['size']:,} combinations, {legal} legal")
+    print("\n".join(support.lines(opened)))
 
 
 @app.command()

@@ -26,9 +26,7 @@ Batch = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
 
 
 def train(
-    target: Annotated[
-        str, typer.Argument(help="RUN#ID of a candidate.", metavar="RUN#ID")
-    ],
+    target: Annotated[str, typer.Argument(help="RUN#ID of a candidate.", metavar="RUN#ID")],
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the training.")],
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training pictures.")],
     data: Data = None,
@@ -164,7 +162,9 @@ def export(
     ] = None,
     python: Annotated[
         Path | None,
-        typer.Option(help="File to write: Python, for torch and torchvision alone; weights beside."),
+        typer.Option(
+            help="File to write: Python, for torch and torchvision alone; weights beside."
+        ),
     ] = None,
     detectron2: Annotated[
         Path | None, typer.Option(help="File to write: a LazyConfig for plain detectron2.")

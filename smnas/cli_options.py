@@ -28,15 +28,11 @@ class Library(StrEnum):
 Target = Annotated[
     str, typer.Argument(help="RUN#ID, or a folder of smnas train.", metavar="RUN#ID|DIR")
 ]
-Classes = Annotated[
-    int | None, typer.Option(min=1, help="Classes, where the run does not say it.")
-]
+Classes = Annotated[int | None, typer.Option(min=1, help="Classes, where the run does not say it.")]
 Data = Annotated[
     Path | None,
     typer.Option(envvar="SMNAS_DATA", help="Data set in COCO format; default the recorded one."),
 ]
 OnDevice = Annotated[Device, typer.Option(help="Where to work.")]
-Precision = Annotated[
-    str | None, typer.Option(help="fp32 or amp; default amp on CUDA, else fp32.")
-]
+Precision = Annotated[str | None, typer.Option(help="fp32 or amp; default amp on CUDA, else fp32.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default torch's own.")]

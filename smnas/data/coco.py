@@ -194,9 +194,7 @@ def read_picture(file: Path, named: str) -> Image.Image:
         raise DataError(f"picture: cannot decode {file}, {named}: {error}") from error
 
 
-def fitted(
-    picture: Image.Image, input_size: tuple[int, int] | None
-) -> tuple[Tensor, float]:
+def fitted(picture: Image.Image, input_size: tuple[int, int] | None) -> tuple[Tensor, float]:
     """A picture as uint8 `3 x H x W`, resized as `CocoDataset` does, and its scale.
 
     Args:

@@ -102,7 +102,9 @@ def _norm(detector: nn.Module) -> str:
     """The norm of backbone, neck and head, and of the convolutions before them."""
     kinds = {type(module) for module in detector.modules()}
     if nn.GroupNorm in kinds:
-        weights = parts.STANDARDIZED if WeightStandardizedConv2d in kinds else parts.NOT_STANDARDIZED
+        weights = (
+            parts.STANDARDIZED if WeightStandardizedConv2d in kinds else parts.NOT_STANDARDIZED
+        )
         return parts.GROUP_NORM + weights
     frozen = FrozenBatchNorm2d in kinds
     return parts.BATCH_NORM.format(norm="FrozenBatchNorm2d" if frozen else "nn.BatchNorm2d")

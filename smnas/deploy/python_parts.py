@@ -89,7 +89,7 @@ def standardized(module: nn.Module) -> nn.Module:
     return module
 '''
 
-_MAPS = '''
+_MAPS = """
     def forward(self, x: Tensor) -> dict[int, Tensor]:
         maps = {{}}
         for name, layer in self.body.named_children():
@@ -97,10 +97,9 @@ _MAPS = '''
             if name in self.ENDS:
                 maps[self.ENDS[name]] = x
         return maps
-'''
+"""
 
-RESIDUAL = (
-    '''
+RESIDUAL = '''
 BLOCKS = {blocks}
 """Of each stage: channels in and out, stride, groups and channels of the 3x3 convolution."""
 
@@ -138,12 +137,9 @@ class Backbone(nn.Module):
             for number, stage in enumerate(BLOCKS, 1)
         ]
         self.body = standardized(nn.Sequential(OrderedDict(stem + stages)))
-'''
-    + _MAPS
-)
+''' + _MAPS
 
-MOBILENET = (
-    '''
+MOBILENET = '''
 class Backbone(nn.Module):
     """MobileNetV2 without its classifier; maps by level, level k has stride 2^k."""
 
@@ -152,9 +148,7 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = standardized(MobileNetV2(norm_layer=norm).features)
-'''
-    + _MAPS
-)
+''' + _MAPS
 
 LEARNED_LEVELS = '''
 class LearnedLevels(ExtraFPNBlock):
@@ -270,9 +264,7 @@ if __name__ == "__main__":
     main()
 '''
 
-RETINANET = (
-    _COMMON
-    + '''
+RETINANET = _COMMON + '''
 
 class Detector(RetinaNet):
     """torchvision's RetinaNet, with classes from 1 on outside and from 0 on inside."""
@@ -304,20 +296,15 @@ def build() -> Detector:
     )
     detector.transform = transform()
     return detector
-'''
-    + _END
-)
+''' + _END
 
-TWO_STAGE = (
-    _COMMON
-    + '''
+TWO_STAGE = _COMMON + '''
 
 def build() -> GeneralizedRCNN:
     """The detector, newly initialised."""
 '''
-)
 
-RPN = '''    sizes = {anchors}
+RPN = """    sizes = {anchors}
     anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     rpn = RegionProposalNetwork(
         anchors,
@@ -330,9 +317,9 @@ RPN = '''    sizes = {anchors}
         post_nms_top_n={after_nms},
         nms_thresh={rpn_nms},
     )
-'''
+"""
 
-GUIDED = '''    rpn = GuidedAnchorRPN(
+GUIDED = """    rpn = GuidedAnchorRPN(
         {width},
         {strides},
         base_scale={scale},
@@ -342,19 +329,17 @@ GUIDED = '''    rpn = GuidedAnchorRPN(
         positive_fraction=0.5,
         nms_thresh={rpn_nms},
     )
-'''
+"""
 
-_POOL = '''    pool = MultiScaleRoIAlign({pooled}, {pool_size}, sampling_ratio=2)
+_POOL = """    pool = MultiScaleRoIAlign({pooled}, {pool_size}, sampling_ratio=2)
     pool.scales = {pool_scales}
     pool.map_levels = initLevelMapper(
         {pooled}[0], {pooled}[-1], canonical_scale={canonical}
     )
     channels = {width} * {pool_size}**2
-'''
+"""
 
-REGIONS = (
-    _POOL
-    + '''    heads = RoIHeads(
+REGIONS = _POOL + """    heads = RoIHeads(
         pool,
         TwoMLPHead(channels, {head_width}),
         FastRCNNPredictor({head_width}, {classes} + 1),
@@ -367,12 +352,9 @@ REGIONS = (
         nms_thresh={nms},
         detections_per_img={detections},
     )
-'''
-)
+"""
 
-CASCADE = (
-    _POOL
-    + '''    stages = [
+CASCADE = _POOL + """    stages = [
         CascadeStage(
             first=number == 0,
             box_roi_pool=pool,
@@ -389,11 +371,7 @@ CASCADE = (
         for number, iou in enumerate({ious})
     ]
     heads = CascadeHeads(stages, {loss_weights})
-'''
-)
+"""
 
-TWO_STAGE_END = (
-    '''    return GeneralizedRCNN(Features(), rpn, heads, transform())
-'''
-    + _END
-)
+TWO_STAGE_END = """    return GeneralizedRCNN(Features(), rpn, heads, transform())
+""" + _END

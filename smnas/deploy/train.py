@@ -73,7 +73,9 @@ def train_detector(
         except TrialFailure as failure:
             raise DeployError(f"training: {failure.reason}: {failure.detail}") from failure
         except torch.OutOfMemoryError as error:
-            raise DeployError(f"training: out of memory; take a smaller --batch: {error}") from error
+            raise DeployError(
+                f"training: out of memory; take a smaller --batch: {error}"
+            ) from error
         return run.finish() if ranks.first else {}
 
 

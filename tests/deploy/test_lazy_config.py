@@ -11,9 +11,9 @@ import pytest
 from two_libraries import STRUCTURAL, STRUCTURES, build, count, smallest_input
 
 from smnas.data.digits import make_digits
-from smnas.errors import RunError
 from smnas.deploy.lazy_config import export_lazy_config, lazy_config
 from smnas.deploy.saved import open_detector
+from smnas.errors import RunError
 from smnas.journal import Journal, read
 from smnas.records import Candidate, Measured
 

@@ -65,7 +65,10 @@ _LARGE = ("resnet34", "resnet50", "resnet101", "resnext50", "resnext101")
 
 @pytest.mark.parametrize(
     "sample",
-    [pytest.param(s, marks=[pytest.mark.slow] if s["backbone"] in _LARGE else []) for s in STRUCTURES],
+    [
+        pytest.param(s, marks=[pytest.mark.slow] if s["backbone"] in _LARGE else [])
+        for s in STRUCTURES
+    ],
     ids=lambda sample: str(sample["backbone"]),
 )
 def test_every_structure_can_be_written(sample: dict, tmp_path: Path) -> None:

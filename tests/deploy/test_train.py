@@ -99,7 +99,9 @@ def test_patience_ends_it_with_the_best_weights(
     monkeypatch.setattr("smnas.deploy.train.evaluate", evaluate)
     recipe = Recipe(epochs=9, batch=2, lr=0.02)
     training = training_of(data, recipe=recipe, every=1, patience=2, watch="search")
-    result = train_detector(plan_of("retinanet"), training, tmp_path, Ranks(), say=lambda line: None)
+    result = train_detector(
+        plan_of("retinanet"), training, tmp_path, Ranks(), say=lambda line: None
+    )
     assert result["epochs"] == 3 and result["best_epoch"] == 1 and result["chosen_on"] == "search"
     assert [line["map"] for line in result["curve"]] == [0.3, 0.2, 0.1]
     assert_equal(weights(tmp_path), torch.load(tmp_path / "best.pt", weights_only=True))
@@ -180,7 +182,9 @@ def test_two_processes_share_each_batch(data: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("epoch 1 ") == 1
     record = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert record["epochs"] == 2 and len(scalars(tmp_path / "two" / "tensorboard")["train/total"]) == 6
+    assert (
+        record["epochs"] == 2 and len(scalars(tmp_path / "two" / "tensorboard")["train/total"]) == 6
+    )
     odd = [*torchrun, *map(str, arguments(data, Path("odd"), 2, "--batch", 3))]
     done = subprocess.run(odd, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode != 0 and "--batch: wanted a multiple of the 2 processes" in done.stderr
