@@ -1,5 +1,5 @@
-"""From a search to a file that runs elsewhere: train -> evaluate -> export -> parity, for one member
-of a run's front of each kind of head.
+"""From a search to a file that runs elsewhere: train -> evaluate -> export -> parity, for a member of
+a run's front of each kind of head.
 
     python benchmarks/deploy_chain.py RUN DATA [--epochs N] [--work DIR] [--no-compile]
 

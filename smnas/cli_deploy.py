@@ -18,8 +18,6 @@ from smnas.errors import ConfigError, DataError, UserError
 if TYPE_CHECKING:
     import torch
 
-    from smnas.deploy.saved import Plan
-    from smnas.training.recipe import Recipe
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Batch = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]

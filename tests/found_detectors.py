@@ -88,7 +88,7 @@ def keep_weights(run: Path, head: str) -> Path:
 def spread(detector: nn.Module) -> nn.Module:
     """The detector in evaluation mode with scores that are far from each other, on noise too.
 
-    Scores of untrained layers are nearly equal: what comes first among them is a matter of rounding.
+    Scores of untrained layers are nearly equal: rounding decides which comes first.
     """
     generator = torch.Generator().manual_seed(1)
     for name, value in detector.named_parameters():

@@ -1,4 +1,4 @@
-"""What a detector finds in pictures: the pictures with boxes, and COCO results (`smnas predict`)."""
+"""What a detector finds in pictures: pictures with boxes, and COCO results (`smnas predict`)."""
 
 from __future__ import annotations
 

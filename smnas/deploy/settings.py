@@ -1,4 +1,4 @@
-"""What a full training is made with: settings, their checks, the record that a folder is known by."""
+"""What a full training is made with: settings, checks, the record that a folder is known by."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ FORMATS = ("ONNX", "ONNX of any size", "Python", "LazyConfig")
 """What `smnas export` writes: `-o`, `-o --dynamic`, `--python`, `--detectron2`."""
 
 UNSUPPORTED: Mapping[tuple[str, str], Mapping[str, str]] = {}
-"""Options of torchvision's parts that some formats cannot have: `{(label, option): {format: why}}`."""
+"""Options of torchvision's parts that formats cannot have: `{(label, option): {format: why}}`."""
 
 
 def limits(space: Any) -> dict[str, str]:

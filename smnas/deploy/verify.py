@@ -30,7 +30,7 @@ Finding = dict[str, Tensor]
 
 _ALONE = """
 import importlib.util, sys
-sys.modules["smnas"] = sys.modules["search_spaces"] = sys.modules["nni"] = None  # not to be imported
+sys.modules.update(smnas=None, search_spaces=None, nni=None)  # not to be imported
 import torch
 torch.set_num_threads(1)
 file, weights, pictures, out = sys.argv[1:]
