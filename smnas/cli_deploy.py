@@ -71,8 +71,8 @@ def train(
     from smnas.deploy.settings import Training, use_threads
     from smnas.deploy.train import train_detector
 
-    options = {"epochs": epochs, "batch": batch, "lr": lr, "flip": flip}
-    options |= {"scale_jitter": scale_jitter}
+    options: dict[str, Any] = {"epochs": epochs, "batch": batch, "lr": lr, "flip": flip}
+    options["scale_jitter"] = scale_jitter
     plan, recipe, weights, known = saved.candidate(target, classes)
     where, amp = _device(device, precision)
     use_threads(threads)
@@ -148,7 +148,7 @@ def predict(
     use_threads(threads)
     detector = opened.load(where)
     categories = opened.categories or looking.numbered(opened.plan.num_classes)
-    options = {"device": where, "amp": amp, "least_score": score}
+    options: dict[str, Any] = {"device": where, "amp": amp, "least_score": score}
     found = looking.predict(detector, pictures, categories, out, **options)
     print(f"{len(found)} detections in {len(pictures)} pictures: {out / looking.RESULTS_FILE}")
 

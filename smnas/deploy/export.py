@@ -131,7 +131,8 @@ def parity_line(record: dict[str, Any]) -> str:
     width, height = record["size"]
     return (
         f"{record['pictures']} pictures of {width}x{height}, {record['detections']} detections:"
-        f" {record['alone']} without a partner ({record['excused']} ties), boxes within"
+        f" {record['alone']} without a partner ({record['swapped']} swapped,"
+        f" {record['at_end']} at a list's end), boxes within"
         f" {record['box_px']:.2g} px, scores within {record['score']:.2g}"
     )
 

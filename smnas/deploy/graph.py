@@ -46,6 +46,8 @@ class Graph(nn.Module):
         DeployError: the detector is not of torchvision's parts.
     """
 
+    detector: Any  # what is set on it is torchvision's, which torch's types do not know
+
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         model = getattr(detector, "model", None)
@@ -109,6 +111,9 @@ def _plain_twin(conv: WeightStandardizedConv2d) -> nn.Conv2d:
 
 class _Whole(nn.Module):
     """torchvision's transform for a picture that is not to be resized."""
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self) -> None:
         super().__init__()

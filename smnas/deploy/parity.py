@@ -7,9 +7,11 @@ other at most. What has no partner does not count
 - if its score is within `SCORE` of where the list ends: the score threshold or, where a list is
   full, its last score; there rounding decides what is listed;
 - if the other form has a box of the same label over it (IoU of at least `OVERLAP`) with a score
-  within `SCORE`: of two boxes that tie, rounding decides which one suppresses the other.
+  within `SCORE`: of two boxes that tie, rounding decides which one suppresses the other. It is
+  swapped.
 
-The forms agree if at most `SHARE` of all detections remain.
+The forms agree if at most `SHARE` of all detections remain, and at most `SWAPPED` are swapped: more
+are no coincidence, but boxes that have moved.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ BOX_PX = 0.1
 
 SCORE = 1e-3
 SHARE = 0.005
+SWAPPED = 0.01
 OVERLAP = NMS_THRESHOLD - 1e-3
 
 Detections = Mapping[str, Tensor]
@@ -43,16 +46,18 @@ class Parity:
     Args:
         pictures: that both have looked at.
         detections: of both forms together.
-        excused: without a partner, but by a tie or at the end of a list.
+        at_end: without a partner, but where a list ends.
+        swapped: without a partner, but by a tie.
         alone: without a partner.
         box_px: largest distance of two partners' corners, pixels of the input.
         score: largest difference of their scores.
-        worst: the surest of those without a partner, in words; None if there is none.
+        worst: the surest without a partner that is not at an end, in words; None if there is none.
     """
 
     pictures: int
     detections: int
-    excused: int
+    at_end: int
+    swapped: int
     alone: int
     box_px: float
     score: float
@@ -60,7 +65,8 @@ class Parity:
 
     @property
     def agrees(self) -> bool:
-        return self.detections > 0 and self.alone <= SHARE * self.detections
+        few = self.alone <= SHARE * self.detections and self.swapped <= SWAPPED * self.detections
+        return self.detections > 0 and few
 
     def check(self, what: str) -> None:
         """Refuses forms that do not agree.
@@ -79,18 +85,19 @@ class Parity:
         if not self.agrees:
             raise DeployError(
                 f"{what}: wanted at most {SHARE:.1%} of the detections without a partner (boxes"
-                f" within {BOX_PX} px, scores within {SCORE:g}), got {self.alone} of"
-                f" {self.detections} in {self.pictures} pictures; the surest: {self.worst}"
+                f" within {BOX_PX} px, scores within {SCORE:g}) and {SWAPPED:.0%} swapped, got"
+                f" {self.alone} and {self.swapped} of {self.detections} in {self.pictures} pictures;"
+                f" the surest: {self.worst}"
             )
 
     def to_json(self) -> dict[str, Any]:
-        rule = {"box_px": BOX_PX, "score": SCORE, "share_without_partner": SHARE}
+        rule = {"box_px": BOX_PX, "score": SCORE, "share_alone": SHARE, "share_swapped": SWAPPED}
         return {**vars(self), "agrees": self.agrees, "tolerance": rule}
 
 
 def compare(first: Sequence[Detections], second: Sequence[Detections]) -> Parity:
     """What two forms of a detector have found in the same pictures, compared by the rule above."""
-    totals = {"detections": 0, "excused": 0, "alone": 0}
+    totals = {"detections": 0, "at_end": 0, "swapped": 0, "alone": 0}
     box_px = score = surest = 0.0
     worst: str | None = None
     for number, (one, other) in enumerate(zip(first, second, strict=True), 1):
@@ -105,10 +112,10 @@ def compare(first: Sequence[Detections], second: Sequence[Detections]) -> Parity
             for index in range(len(own["scores"])):
                 if index in taken:
                     continue
-                excused = _is_tied(own, its, index)
-                totals["excused" if excused else "alone"] += 1
+                why = _why_alone(own, its, index)
+                totals[why] += 1
                 sure = own["scores"][index].item()
-                if not excused and sure >= surest:
+                if why != "at_end" and sure >= surest:
                     surest, worst = sure, f"picture {number}: {_words(own, index)}"
     return Parity(len(first), **totals, box_px=box_px, score=score, worst=worst)
 
@@ -138,15 +145,15 @@ def _difference(one: Detections, other: Detections, i: int, j: int) -> float:
     return abs(one["scores"][i] - other["scores"][j]).item()
 
 
-def _is_tied(own: Detections, its: Detections, index: int) -> bool:
+def _why_alone(own: Detections, its: Detections, index: int) -> str:
     score = own["scores"][index]
     ends = [SCORE_THRESHOLD]
     ends += [d["scores"].min().item() for d in (own, its) if len(d["scores"]) >= _FULL]
     if any(abs(score.item() - end) <= SCORE for end in ends):
-        return True
+        return "at_end"
     rivals = (its["labels"] == own["labels"][index]) & ((its["scores"] - score).abs() <= SCORE)
     overlaps = box_iou(own["boxes"][index][None], its["boxes"][rivals])
-    return bool((overlaps >= OVERLAP).any())
+    return "swapped" if (overlaps >= OVERLAP).any() else "alone"
 
 
 def _words(found: Detections, index: int) -> str:

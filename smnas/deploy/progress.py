@@ -6,7 +6,7 @@ A checkpoint is written whole or not at all, so a `kill -9` costs at most the ep
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,9 @@ class MovingAverage:
             self._average.load_state_dict(state)
 
     @torch.no_grad()
-    def _move(self, averages: list[Tensor], now: list[Tensor], count: Tensor | int) -> None:
+    def _move(
+        self, averages: Sequence[Tensor], now: Sequence[Tensor], count: Tensor | int
+    ) -> None:
         number = int(count)
         decay = min(self._decay, (1 + number) / (10 + number))
         for average, value in zip(averages, now, strict=True):

@@ -59,7 +59,7 @@ def to_python(
     Raises:
         DeployError: the detector has parts that cannot be written down.
     """
-    model = getattr(detector, "model", None)
+    model: Any = getattr(detector, "model", None)
     if not hasattr(model, "transform"):
         raise DeployError(
             f"export --python: wanted a detector of torchvision's parts, got"
@@ -110,10 +110,10 @@ def _norm(detector: nn.Module) -> str:
     return parts.BATCH_NORM.format(norm="FrozenBatchNorm2d" if frozen else "nn.BatchNorm2d")
 
 
-def _backbone(backbone: nn.Module) -> str:
+def _backbone(backbone: Any) -> str:
     ends = dict(backbone._ends)
     body = backbone.body
-    stages = [getattr(body, f"layer{k}", None) for k in range(1, 5)]
+    stages: list[Any] = [getattr(body, f"layer{k}", None) for k in range(1, 5)]
     if None not in stages:
         blocks = [[_block(block) for block in stage] for stage in stages]
         kind = "BasicBlock" if isinstance(stages[0][0], BasicBlock) else "Bottleneck"
@@ -126,7 +126,7 @@ def _backbone(backbone: nn.Module) -> str:
     raise DeployError(f"export --python: cannot write down the backbone {type(backbone).__name__}")
 
 
-def _block(block: BasicBlock | Bottleneck) -> tuple[int, int, int, int, int]:
+def _block(block: Any) -> tuple[int, int, int, int, int]:
     """Channels in, channels out, stride, groups, channels of the 3x3 convolution."""
     three = block.conv2 if isinstance(block, Bottleneck) else block.conv1
     last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
@@ -140,7 +140,7 @@ def _block(block: BasicBlock | Bottleneck) -> tuple[int, int, int, int, int]:
     )
 
 
-def _neck(neck: nn.Module) -> str:
+def _neck(neck: Any) -> str:
     levels = list(neck.stages)
     if not isinstance(neck.maps, FeaturePyramidNetwork):
         conv = neck.maps[0]
@@ -157,7 +157,7 @@ def _neck(neck: nn.Module) -> str:
         top = "LastLevelMaxPool()"
     else:
         top = f"LearnedLevels({next(iter(neck.stages.values())).channels}, {len(extra.convs)})"
-    inner = [layer[0] for layer in neck.maps.inner_blocks]
+    inner: list[Any] = [layer[0] for layer in neck.maps.inner_blocks]
     return (parts.LEARNED_LEVELS if "Learned" in top else "") + parts.PYRAMID.format(
         inputs=list(neck.inputs),
         channels=[conv.in_channels for conv in inner],
@@ -227,9 +227,8 @@ def _source(module: ModuleType) -> str:
     return "\n".join(text.splitlines()[end:])
 
 
-def _build(detector: nn.Module) -> str:
+def _build(detector: Any) -> str:
     model = detector.model
-    assert isinstance(model, nn.Module)
     levels = model.backbone.neck.stages
     values: dict[str, Any] = {
         "classes": detector.num_classes,
@@ -266,7 +265,7 @@ def _heads(heads: nn.Module) -> str:
     return parts.CASCADE if isinstance(heads, CascadeHeads) else parts.REGIONS
 
 
-def _numbers(rpn: RegionProposalNetwork, heads: nn.Module) -> dict[str, Any]:
+def _numbers(rpn: Any, heads: Any) -> dict[str, Any]:
     stages = list(heads.stages) if isinstance(heads, CascadeHeads) else [heads]
     first = stages[0]
     pool = first.box_roi_pool

@@ -239,7 +239,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     try:
         record = dict(json.loads(path.read_text()))
         return record | {"plan": Plan(**record["plan"])}
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DeployError(
             f"detector: wanted RUN#ID or a folder of smnas train, got {str(folder)!r}"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def score(
     return Scores(metrics, rows, len(dataset))
 
 
-def open_val(opened: Opened, data: str | None, input_size: str) -> CocoDataset:
+def open_val(opened: Opened, data: Path | None, input_size: str) -> CocoDataset:
     """The val part that a detector is evaluated on, at its size.
 
     Args:

@@ -24,7 +24,7 @@ def limits(space: Any) -> dict[str, str]:
     Args:
         space: built, with its default `detector`.
     """
-    detector = getattr(space, "detector", None)
+    detector: Any = getattr(space, "detector", None)
     module = type(detector).__module__
     if module.startswith("smnas.detectors.detectron2"):
         why = "its parts are detectron2's; search with library: torchvision to have it"

@@ -100,7 +100,8 @@ def check_onnx(detector: nn.Module, onnx: nn.Module, pictures: Sequence[Tensor])
 
 def at_size(detector: nn.Module, size: tuple[int, int]) -> nn.Module:
     """The detector for pictures of another size; changes it in place."""
-    detector.model.transform = Transform(f"{size[0]}x{size[1]}")
+    model: Any = detector.model
+    model.transform = Transform(f"{size[0]}x{size[1]}")
     return detector
 
 
@@ -154,7 +155,7 @@ def side_by_side(
     return found
 
 
-def _latency(form: nn.Module, size: tuple[int, int], threads: int) -> Mapping[str, Any]:
+def _latency(form: Any, size: tuple[int, int], threads: int) -> Mapping[str, Any]:
     cpu = torch.device("cpu")
     quiet = QuietDevice("cpu")
     return measure_latency(form, size, device=cpu, quiet=quiet, threads=threads).to_json()
