@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from smnas import __version__
+from smnas import __version__, cli_deploy
+from smnas.cli_options import Classes, Device, Library
 from smnas.errors import MixedDevicesError, RunError, UserError
 from smnas.report.command import MeasuredOn, MixedDevices, report
 
@@ -29,6 +29,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Generate, import and check data sets in COCO format.")
 app.add_typer(data_app, name="data")
 app.command()(report)
+for found in (cli_deploy.train, cli_deploy.evaluate, cli_deploy.predict, cli_deploy.export):
+    app.command()(found)
 
 # typer carries its own copy of click from some version on: take the class from typer, whichever it
 # is
@@ -37,22 +39,6 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 Run = Annotated[
     Path, typer.Argument(help="Folder of a run, or the id of an NNI experiment.", metavar="RUN")
 ]
-
-
-class Device(StrEnum):
-    """Where trials run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Library(StrEnum):
-    """What detectors are built with."""
-
-    auto = "auto"
-    torchvision = "torchvision"
-    detectron2 = "detectron2"
 
 
 def main() -> NoReturn:
@@ -241,9 +227,7 @@ def latency(
         bool, typer.Option("--compile", help="Time it under torch.compile.")
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each detector.")] = 5,
-    classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes, where neither run nor space says it.")
-    ] = None,
+    classes: Classes = None,
 ) -> None:
     """Measure latency again, here: of one detector, or of a run's front in turns."""
     from rich.progress import Progress
@@ -273,16 +257,16 @@ def _subjects(
     """What `smnas latency` was asked to time, and the folder of the run that it belongs to."""
     from smnas import retime
     from smnas.journal import read_run
-    from smnas.nni_runs import find_run
+    from smnas.nni_runs import find_run, split_reference
     from smnas.trial import read_sample
 
     if sample is not None and not whole_front:
         return None, [retime.sample_subject(target, read_sample(sample), classes)]
-    name, mark, number = target.rpartition("#")
-    if mark and number.isdigit() and not whole_front:
-        run = find_run(name)
+    reference = split_reference(target)
+    if reference is not None and not whole_front:
+        run, candidate_id = reference
         history = read_run(run)
-        trials = [retime.find_trial(history, int(number))]
+        trials = [retime.find_trial(history, candidate_id)]
     elif whole_front and sample is None:
         run = find_run(target)
         history = read_run(run)
@@ -295,28 +279,6 @@ def _subjects(
     if not trials:
         raise RunError(f"run {target}: no trial has been measured yet")
     return run, retime.run_subjects(history, trials, classes)
-
-
-@app.command()
-def export(
-    target: Annotated[str, typer.Argument(help="RUN#ID of a candidate.", metavar="RUN#ID")],
-    detectron2: Annotated[
-        Path, typer.Option(help="File to write: a LazyConfig for plain detectron2.")
-    ],
-    classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes, where the run does not say it.")
-    ] = None,
-) -> None:
-    """Write a detector of a run for other programs."""
-    from smnas.export_detectron2 import export_lazy_config
-    from smnas.journal import read_run
-    from smnas.nni_runs import find_run
-
-    name, mark, number = target.rpartition("#")
-    if not mark or not number.isdigit():
-        raise UserError(f"export: wanted RUN#ID, got {target!r}")
-    export_lazy_config(read_run(find_run(name)), int(number), detectron2, classes)
-    print(detectron2)
 
 
 @app.command()
@@ -361,10 +323,12 @@ def _describe_zoo(as_json: bool) -> None:
 
 
 def _describe_space(space: str, as_json: bool) -> None:
+    from smnas.deploy import support
     from smnas.encoding import Encoding
     from smnas.spaces import open_space
 
-    encoding = Encoding.of(open_space(space))
+    opened = open_space(space)
+    encoding = Encoding.of(opened)
     if as_json:
         print(json.dumps(encoding.nni_search_space(), indent=2))
         return
@@ -372,10 +336,14 @@ def _describe_space(space: str, as_json: bool) -> None:
     for label, options in text["choices"].items():
         kind = "ordinal" if label in text["ordinal"] else "nominal"
         print(f"{label} ({kind}): {', '.join(map(str, options))}")
+        for option in options:
+            for name, why in support.option_limits(label, option).items():
+                print(f"  {option}: no export as {name}: {why}")
     for label, expression in text["constraints"].items():
         print(f"constraint {label}: {expression}")
     legal = "too many to count" if text["legal"] is None else f"{text['legal']:,}"
     print(f"{text['size']:,} combinations, {legal} legal")
+    print("\n".join(support.lines(opened)))
 
 
 @app.command()

@@ -51,6 +51,10 @@ class MissingLibraryError(UserError):
     """
 
 
+class DeployError(UserError):
+    """A found detector cannot be trained, evaluated or exported as wanted."""
+
+
 class SpaceExhausted(SmnasError):
     """Every legal sample of the search space has been proposed; a search ends well with it."""
 

@@ -39,6 +39,16 @@ def find_run(run: Path | str) -> Path:
     return path if place is None else run_folder(Path(place) / str(run))
 
 
+def split_reference(text: str) -> tuple[Path, int] | None:
+    """The folder of the run and the candidate's id that `RUN#ID` names; None for any other text.
+
+    Raises:
+        RunError: NNI's list of experiments cannot be read.
+    """
+    name, mark, number = text.rpartition("#")
+    return (find_run(name), int(number)) if mark and number.isdecimal() else None
+
+
 def run_folder(experiment: Path) -> Path:
     """The run folder in NNI's folder of an experiment."""
     return experiment / "smnas"

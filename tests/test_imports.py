@@ -39,7 +39,7 @@ def import_blocked(blocked: str, modules: str) -> subprocess.CompletedProcess[st
             "torch,torchvision,nni,pymoo,matplotlib,pycocotools",
             "smnas,smnas.records,smnas.errors,smnas.journal,smnas.study,smnas.runner,smnas.cli,"
             "smnas.quiet,smnas.gpu,smnas.machine,smnas.objectives.vector,smnas.data.split,"
-            "smnas.training.recipe,smnas.report.command",
+            "smnas.training.recipe,smnas.report.command,smnas.cli_deploy,smnas.cli_options",
         ),
         (
             "torch,torchvision,detectron2,matplotlib,pytorch_lightning",
@@ -92,12 +92,23 @@ def test_the_blocker_blocks() -> None:
             {
                 *(str(p.relative_to(ROOT)) for p in SOURCES if p.parent.name == "detectron2"),
                 "smnas/training/evaluation.py",
-                "smnas/export_detectron2.py",
+                "smnas/deploy/lazy_config.py",
             },
         ),
         ("nni.nas", {"smnas/detectors/nas.py", "smnas/nas.py"}),
         ("pynvml", {"smnas/gpu.py"}),
-        ("fasteners", {"smnas/quiet.py", "smnas/search.py"}),
+        ("fasteners", {"smnas/quiet.py", "smnas/search.py", "smnas/deploy/train.py"}),
+        ("onnx", set()),
+        ("onnxruntime", {"smnas/deploy/onnx_export.py"}),
+        ("torch.utils.tensorboard", {"smnas/deploy/progress.py"}),
+        (
+            "smnas.deploy",
+            {
+                *(str(p.relative_to(ROOT)) for p in SOURCES if p.parent.name == "deploy"),
+                "smnas/cli.py",
+                "smnas/cli_deploy.py",
+            },
+        ),
         ("smnas.cli", set()),
     ],
 )
@@ -125,6 +136,6 @@ def test_no_global_random_state(pattern: str) -> None:
     assert not found
 
 
-def test_only_the_trial_program_seeds_torch() -> None:
+def test_only_programs_of_their_own_seed_torch() -> None:
     found = {str(p.relative_to(ROOT)) for p in SOURCES if "torch.manual_seed" in p.read_text()}
-    assert found == {"smnas/trial.py"}
+    assert found == {"smnas/trial.py", "smnas/deploy/train.py"}

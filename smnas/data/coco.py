@@ -35,7 +35,9 @@ __all__ = [
     "Part",
     "collate",
     "fit_scale",
+    "fitted",
     "load_annotations",
+    "read_picture",
 ]
 
 _MIB = 2**20
@@ -157,26 +159,12 @@ class CocoDataset(Dataset[Example]):
         """The picture as uint8 `3 x H x W`, resized, with its scale; from memory if it is there."""
         if image_id in self._cache:
             return self._cache[image_id]
-        picture = self._read(self._file(image_id))
-        scale = fit_scale(picture.size, self.input_size)
-        if self.input_size is not None:
-            width, height = (max(1, round(side * scale)) for side in picture.size)
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = transforms.pil_to_tensor(picture)
+        named = f"named by {self.part.annotations}"
+        pixels, scale = fitted(read_picture(self._file(image_id), named), self.input_size)
         if pixels.nbytes <= self._free_bytes:
             self._free_bytes -= pixels.nbytes
             self._cache[image_id] = pixels, scale
         return pixels, scale
-
-    def _read(self, file: Path) -> Image.Image:
-        named = f"named by {self.part.annotations}"
-        try:
-            with Image.open(file) as picture:
-                return picture.convert("RGB")
-        except FileNotFoundError as error:
-            raise DataError(f"picture: wanted {file}, {named}, got no such file") from error
-        except PICTURE_ERRORS as error:
-            raise DataError(f"picture: cannot decode {file}, {named}: {error}") from error
 
     def _targets(self, image_id: int, scale: float) -> tuple[Tensor, Tensor]:
         objects = [entry for entry in self.coco.imgToAnns[image_id] if _trainable(entry)]
@@ -185,6 +173,39 @@ class CocoDataset(Dataset[Example]):
         boxes[:, 2:] += boxes[:, :2]
         labels = [self._labels[entry["category_id"]] for entry in objects]
         return (boxes * scale).float(), torch.tensor(labels, dtype=torch.int64)
+
+
+def read_picture(file: Path, named: str) -> Image.Image:
+    """A picture file as RGB.
+
+    Args:
+        file: its path.
+        named: where that was found, for messages.
+
+    Raises:
+        DataError: there is no such file, or it is no picture.
+    """
+    try:
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"picture: wanted {file}, {named}, got no such file") from error
+    except PICTURE_ERRORS as error:
+        raise DataError(f"picture: cannot decode {file}, {named}: {error}") from error
+
+
+def fitted(picture: Image.Image, input_size: tuple[int, int] | None) -> tuple[Tensor, float]:
+    """A picture as uint8 `3 x H x W`, resized as `CocoDataset` does, and its scale.
+
+    Args:
+        picture: RGB.
+        input_size: (width, height) to fit into, either way round; None leaves it as it is.
+    """
+    scale = fit_scale(picture.size, input_size)
+    if input_size is not None:
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return transforms.pil_to_tensor(picture), scale
 
 
 def fit_scale(size: tuple[int, int], input_size: tuple[int, int] | None) -> float:

@@ -83,6 +83,29 @@ def evaluate(
         DataError: the data set has no object.
         ValueError: the detector gave a label that the data set does not have.
     """
+    results = detect(
+        model, dataset, device=device, batch=batch, quiet=quiet, amp=amp, workers=workers
+    )
+    with quiet.working():
+        return coco_metrics(dataset.coco, results, dataset.image_ids)
+
+
+def detect(
+    model: nn.Module,
+    dataset: Examples,
+    *,
+    device: torch.device,
+    batch: int,
+    quiet: QuietDevice,
+    amp: bool = False,
+    workers: int = 0,
+) -> list[dict[str, Any]]:
+    """COCO results of a detector over the pictures of a data set; arguments as of `evaluate`.
+
+    Raises:
+        DataError: the data set has no object.
+        ValueError: the detector gave a label that the data set does not have.
+    """
     if not len(dataset) or not dataset.coco.getAnnIds(imgIds=dataset.image_ids, iscrowd=False):
         raise DataError(f"evaluation: wanted objects, got none in {len(dataset)} pictures")
     loader: DataLoader[Any] = DataLoader(
@@ -101,10 +124,9 @@ def evaluate(
             examples = next(stream)
             detections = model([example.image.to(device) for example in examples])
             for example, detection in zip(examples, detections, strict=True):
-                results += _coco_results(example, detection, dataset.category_ids)
+                results += coco_results(example, detection, dataset.category_ids)
     model.train(was_training)
-    with quiet.working():
-        return coco_metrics(dataset.coco, results, dataset.image_ids)
+    return results
 
 
 def coco_metrics(
@@ -121,6 +143,35 @@ def coco_metrics(
     Returns:
         `METRICS` by name, 0 to 1; what pycocotools gives as -1, for want of objects, is left out.
     """
+    return _summary(_evaluated(coco, results, image_ids))
+
+
+def coco_table(
+    coco: COCO, results: list[dict[str, Any]], image_ids: Sequence[int]
+) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+    """COCO's metrics over all classes, and of each class by its category id; arguments as of
+    `coco_metrics`.
+
+    A class without objects in these pictures has no metrics. Over the classes that have one, the
+    mean of a metric is that over all classes.
+    """
+    evaluation = _evaluated(coco, results, image_ids)
+    ids = evaluation.params.catIds
+    return _summary(evaluation), {key: _of_class(evaluation, k) for k, key in enumerate(ids)}
+
+
+def _of_class(evaluation: COCOeval, index: int) -> dict[str, float]:
+    # IoU threshold x recall x area (all, small, medium, large), at most 100 detections a picture
+    precision = evaluation.eval["precision"][:, :, index, :, -1]
+    thresholds = evaluation.params.iouThrs.round(2).tolist()
+    parts = [precision[:, :, 0]]
+    parts += [precision[thresholds.index(iou), :, 0] for iou in (0.5, 0.75)]
+    parts += [precision[:, :, area] for area in (1, 2, 3)]
+    # -1 stands for a class without objects of that size
+    return {n: float(p.mean()) for n, p in zip(METRICS, parts, strict=True) if (p > -1).all()}
+
+
+def _evaluated(coco: COCO, results: list[dict[str, Any]], image_ids: Sequence[int]) -> COCOeval:
     with contextlib.redirect_stdout(io.StringIO()):
         detected = coco.loadRes(results) if results else _nothing(coco)
         evaluation = _evaluator()(coco, detected, "bbox")
@@ -128,6 +179,10 @@ def coco_metrics(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
+    return evaluation
+
+
+def _summary(evaluation: COCOeval) -> dict[str, float]:
     values = map(float, evaluation.stats[: len(METRICS)])
     return {name: value for name, value in zip(METRICS, values, strict=True) if value >= 0}
 
@@ -153,9 +208,19 @@ def _nothing(coco: COCO) -> COCO:
     return empty
 
 
-def _coco_results(
+def coco_results(
     example: Example, detection: dict[str, Tensor], category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
+    """A picture's detections as COCO results, in pixels of the file.
+
+    Args:
+        example: the picture that was looked at.
+        detection: `boxes`, `labels` and `scores` of a detector.
+        category_ids: in the order of labels.
+
+    Raises:
+        ValueError: a label is none of the categories.
+    """
     boxes, scores, labels = (detection[key].cpu() for key in ("boxes", "scores", "labels"))
     if labels.numel() and not 1 <= int(labels.min()) <= int(labels.max()) <= len(category_ids):
         raise ValueError(

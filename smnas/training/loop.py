@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from smnas.errors import TrialFailure
 from smnas.quiet import QuietDevice
@@ -84,9 +85,11 @@ def train(
     device: torch.device,
     generator: torch.Generator,
     quiet: QuietDevice,
-    on_epoch: Callable[[int, EpochStats], None],
+    on_epoch: Callable[[int, EpochStats], bool | None],
     amp: bool = False,
     channels_last: bool = False,
+    on_start: Callable[[Trainer], int] = lambda trainer: 0,
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
 ) -> TrainStats:
     """Train a detector; it stays on the device and in the memory format asked for.
 
@@ -101,17 +104,25 @@ def train(
             too.
         device: where to train.
         generator: of the CPU; drives the augmentation.
-        on_epoch: called after each epoch with its number and numbers, outside the quiet window.
+        on_epoch: called after each epoch with its number and numbers, outside the quiet window;
+            True ends the training.
         amp: mixed precision, on CUDA only.
         channels_last: keep convolutions in the memory format that tensor cores prefer.
+        on_start: called once before the first step; may restore the model and the trainer, and
+            returns the number of the epoch to begin with.
+        on_step: called after each step with its number, counted over all epochs, and its loss terms
+            with their sum as `total`, `gradient_norm` and `learning_rate`; inside the quiet window.
+
+    Returns:
+        Of the epochs that this call has trained.
 
     Raises:
         TrialFailure: `nan_loss` when a loss or a gradient is not finite; `out_of_memory` when half
             a batch does not fit either.
     """
-    trainer = _Trainer(model, recipe, device, amp, channels_last)
+    trainer = Trainer(model, recipe, device, amp, channels_last)
     epochs: list[EpochStats] = []
-    for epoch in range(recipe.epochs):
+    for epoch in range(on_start(trainer), recipe.epochs):
         model.train()
         loader = batches(epoch)
         stream, steps = iter(loader), len(loader)
@@ -121,8 +132,10 @@ def train(
                 images, targets = augment(_moved(next(stream), device), recipe, generator)
                 rate = recipe.learning_rate(step, recipe.epochs * steps)
                 history.append(trainer.step(images, targets, rate, step))
+                on_step(step, {**history[-1], "learning_rate": rate})
         epochs.append(_stats(history, rate, time.perf_counter() - started))
-        on_epoch(epoch, epochs[-1])
+        if on_epoch(epoch, epochs[-1]):
+            break
     return TrainStats(tuple(epochs), trainer.parts)
 
 
@@ -179,8 +192,16 @@ def with_half_batch_on_oom(compute: Callable[[int], T], parts: int) -> tuple[T, 
         raise _out_of_memory(error) from error
 
 
-class _Trainer:
-    """The model with its optimiser: one `step` a batch."""
+class Trainer:
+    """The model with its optimiser: one `step` a batch.
+
+    Args:
+        model: moved to the device; torch's `DistributedDataParallel` of one, too.
+        recipe: of the training.
+        device: where to train.
+        amp: mixed precision, on CUDA only.
+        channels_last: of the convolutions' weights.
+    """
 
     def __init__(
         self,
@@ -209,6 +230,20 @@ class _Trainer:
         )
         self.parts = 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on besides the model's weights."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "parts": self.parts,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where another trainer of the same model stood."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.parts = state["parts"]
+
     def step(
         self, images: list[Tensor], targets: Targets, rate: float, number: int
     ) -> dict[str, float]:
@@ -217,9 +252,13 @@ class _Trainer:
         Returns:
             Every loss term, their sum as `total`, and `gradient_norm`.
         """
-        losses, self.parts = with_half_batch_on_oom(
-            lambda parts: self._gradients(images, targets, parts), self.parts
-        )
+        if isinstance(self.model, DistributedDataParallel):
+            # a second part on one device would leave the others waiting for its gradients
+            losses = self._gradients(images, targets, 1)
+        else:
+            losses, self.parts = with_half_batch_on_oom(
+                lambda parts: self._gradients(images, targets, parts), self.parts
+            )
         losses["gradient_norm"] = self._update(rate)
         # Reading the values waits for all that was sent to the device, as the quiet window
         # requires.

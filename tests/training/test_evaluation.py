@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smnas.data.coco import Example
 from smnas.errors import DataError
-from smnas.training.evaluation import METRICS, evaluate
+from smnas.training.evaluation import METRICS, coco_table, detect, evaluate
 
 CPU = torch.device("cpu")
 SMALL, MEDIUM, LARGE = [10, 10, 20, 20], [10, 10, 50, 50], [10, 10, 100, 100]
@@ -233,6 +233,24 @@ def test_batches_are_quiet_and_silent_and_leave_no_trace(capsys):
     assert not model.training
     assert torch.equal(torch.get_rng_state(), before)
     assert capsys.readouterr().out == ""
+
+
+def test_the_table_of_each_class():
+    """One class found of one and a half, one with a loose box (.8), one that the pictures lack."""
+    pictures = Pictures({1: [(3, MEDIUM)], 2: [(3, MEDIUM), (8, LARGE)], 5: []})
+    pictures.coco.dataset["categories"].append({"id": 9, "name": "9"})
+    with contextlib.redirect_stdout(None):
+        pictures.coco.createIndex()
+    answers = {1: [(1, 0.9, MEDIUM)], 2: [(2, 0.8, [10, 10, 100, 80])]}
+    options = {"device": CPU, "batch": 2, "quiet": Quiet()}
+    results = detect(Oracle(answers), pictures, **options)
+    whole, classes = coco_table(pictures.coco, results, pictures.image_ids)
+    assert whole == pytest.approx(evaluate(Oracle(answers), pictures, **options))
+    names = ("map", "ap50", "ap75", "ap_medium")
+    assert classes[3] == pytest.approx(dict.fromkeys(names, 51 / 101))
+    assert classes[8] == pytest.approx({"map": 0.7, "ap50": 1, "ap75": 1, "ap_large": 0.7})
+    assert classes[9] == {}
+    assert whole["map"] == pytest.approx((classes[3]["map"] + classes[8]["map"]) / 2)
 
 
 def test_loading_in_other_processes_changes_nothing():

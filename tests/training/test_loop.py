@@ -151,6 +151,36 @@ def test_steps_and_fetching_are_inside_the_quiet_window_and_callbacks_outside():
     assert quiet.count == 6
 
 
+def test_a_caller_may_restore_look_on_and_end_it():
+    """Stopped by its caller and restored in another trainer: as one training, step by step."""
+    recipe = Recipe(**{**vars(PLAIN), "epochs": 4, "momentum": 0.9})
+    batches = [batch_of([(1.0, 3)]), batch_of([(0.5, 1)])]
+    whole, seen = Line(), []
+    hooks = {"on_step": lambda step, values: seen.append((step, values))}
+    options = {"device": CPU, "generator": torch.Generator(), "quiet": Quiet()}
+    train(whole, lambda _: batches, recipe, on_epoch=lambda *_: None, **options, **hooks)
+    assert [step for step, _ in seen] == list(range(8))
+    assert set(seen[0][1]) == {"loss_a", "loss_b", "total", "gradient_norm", "learning_rate"}
+    assert [v["learning_rate"] for _, v in seen] == [recipe.learning_rate(k, 8) for k in range(8)]
+
+    first, kept = Line(), []
+    begin = {"on_start": lambda trainer: kept.append(trainer) or 0}
+    ended = train(
+        first, lambda _: batches, recipe, on_epoch=lambda e, _: e == 1, **options, **begin
+    )
+    assert len(ended.epochs) == 2
+    second = Line(first.weight.item())
+
+    def restore(trainer):
+        trainer.load_state_dict(kept[0].state_dict())
+        return 2
+
+    last = train(
+        second, lambda _: batches, recipe, on_epoch=lambda *_: None, **options, on_start=restore
+    )
+    assert len(last.epochs) == 2 and second.weight.item() == whole.weight.item()
+
+
 @pytest.mark.parametrize(("label", "shown"), [(math.nan, "nan"), (math.inf, "inf")])
 def test_a_loss_that_is_not_finite_fails_with_step_and_terms(label, shown):
     batches = [batch_of([(1.0, 1)]), batch_of([(1.0, label)])]

@@ -11,8 +11,9 @@ import pytest
 from two_libraries import STRUCTURAL, STRUCTURES, build, count, smallest_input
 
 from smnas.data.digits import make_digits
+from smnas.deploy.lazy_config import export_lazy_config, lazy_config
+from smnas.deploy.saved import open_detector
 from smnas.errors import RunError
-from smnas.export_detectron2 import export_lazy_config, lazy_config
 from smnas.journal import Journal, read
 from smnas.records import Candidate, Measured
 
@@ -60,9 +61,9 @@ def write_run(folder: Path) -> Path:
 
 
 def test_only_a_run_s_candidates_can_be_exported(tmp_path: Path) -> None:
-    history = read(write_run(tmp_path))
-    with pytest.raises(RunError, match="export: wanted a candidate of the run, got id 4"):
-        export_lazy_config(history, 4, tmp_path / "config.py")
+    write_run(tmp_path)
+    with pytest.raises(RunError, match="#4: wanted a candidate of the run, got id 4"):
+        open_detector(f"{tmp_path}#4")
 
 
 detectron2 = pytest.mark.detectron2
@@ -73,7 +74,7 @@ def test_plain_detectron2_builds_it_and_trains(tmp_path: Path) -> None:
     """Without smnas, which must not even be importable."""
     pytest.importorskip("detectron2", reason="needs detectron2, see docs/detectron2.md")
     run = write_run(tmp_path / "run")
-    export_lazy_config(read(run), 3, tmp_path / "config.py")
+    export_lazy_config(open_detector(f"{run}#3").plan, tmp_path / "config.py")
     text = (tmp_path / "config.py").read_text()
     assert "import smnas" not in text and "from smnas" not in text
     assert "Detector 3 of toy" in text
@@ -110,4 +111,6 @@ def test_sample_files_are_not_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "smnas.cli", "export", "sample.json", "--detectron2", "c.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
-    assert done.stderr == "smnas: export: wanted RUN#ID, got 'sample.json'\n"
+    assert done.stderr == (
+        "smnas: detector: wanted RUN#ID or a folder of smnas train, got 'sample.json'\n"
+    )
