@@ -1,9 +1,10 @@
-"""From a search to a file that runs elsewhere: train -> evaluate -> export -> parity, for a member of
-a run's front of each kind of head.
+"""From a search to a file that runs elsewhere: train, evaluate, export, parity.
+
+For a member of a run's front of each kind of head:
 
     python benchmarks/deploy_chain.py RUN DATA [--epochs N] [--work DIR] [--no-compile]
 
-It is the fastest one. Where no member of the front has some kind of head, the fastest measured
+The member is the fastest one. Where no member of the front has some kind of head, the fastest measured
 detector with it is taken, and the record says so. It goes on where it was stopped. Writes
 `benchmarks/results/deploy_chain.json`.
 """

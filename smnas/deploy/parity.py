@@ -85,9 +85,9 @@ class Parity:
         if not self.agrees:
             raise DeployError(
                 f"{what}: wanted at most {SHARE:.1%} of the detections without a partner (boxes"
-                f" within {BOX_PX} px, scores within {SCORE:g}) and {SWAPPED:.0%} swapped, got"
-                f" {self.alone} and {self.swapped} of {self.detections} in {self.pictures} pictures;"
-                f" the surest: {self.worst}"
+                f" within {BOX_PX} px, scores within {SCORE:g}) and {SWAPPED:.0%} swapped,"
+                f" got {self.alone} and {self.swapped} of {self.detections} in {self.pictures}"
+                f" pictures; the surest: {self.worst}"
             )
 
     def to_json(self) -> dict[str, Any]:
