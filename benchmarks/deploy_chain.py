@@ -4,8 +4,8 @@ For a member of a run's front of each kind of head:
 
     python benchmarks/deploy_chain.py RUN DATA [--epochs N] [--work DIR] [--no-compile]
 
-The member is the fastest one. Where no member of the front has some kind of head, the fastest measured
-detector with it is taken, and the record says so. It goes on where it was stopped. Writes
+The member is the fastest one. Where no member of the front has some kind of head, the fastest
+measured detector with it is taken, and the record says so. It goes on where it was stopped. Writes
 `benchmarks/results/deploy_chain.json`.
 """
 
