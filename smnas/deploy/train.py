@@ -38,8 +38,13 @@ RESULT = "metrics.json"
 Say = Callable[[str], None]
 
 
+def say_now(line: str) -> None:
+    """Prints a line at once, into pipes and files too."""
+    print(line, flush=True)
+
+
 def train_detector(
-    plan: Plan, training: Training, folder: Path, ranks: Ranks, workers: int = 0, say: Say = print
+    plan: Plan, training: Training, folder: Path, ranks: Ranks, workers: int = 0, say: Say = say_now
 ) -> dict[str, Any]:
     """Trains a detector, or goes on with it, or says again what came out.
 

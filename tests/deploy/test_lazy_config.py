@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from two_libraries import STRUCTURAL, STRUCTURES, build, count, smallest_input
+from whole_search import smnas
 
 from smnas.data.digits import make_digits
 from smnas.deploy.lazy_config import export_lazy_config, lazy_config
@@ -108,8 +109,7 @@ def test_the_written_model_is_the_built_one(sample: dict, tmp_path: Path) -> Non
 
 def test_sample_files_are_not_runs(tmp_path: Path) -> None:
     (tmp_path / "sample.json").write_text(json.dumps(STRUCTURES[0]))
-    command = [sys.executable, "-m", "smnas.cli", "export", "sample.json", "--detectron2", "c.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = smnas("export", "sample.json", "--detectron2", "c.py", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
         "smnas: detector: wanted RUN#ID or a folder of smnas train, got 'sample.json'\n"

@@ -85,6 +85,7 @@ def test_other_norms_can_be_written(norm: str, tmp_path: Path) -> None:
     assert_same(detector, write(detector, tmp_path), noise(1, (160, 160)))
 
 
+@pytest.mark.slow
 def test_it_runs_where_smnas_is_not(tmp_path: Path) -> None:
     """In another process; a file with other weights is noticed."""
     detector = spread(plan_of("cascade3").build())
