@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,13 +29,22 @@ Cell = dict[str, Any]
 
 
 def write_results(name: str, results: dict[str, Any]) -> Path:
-    """Writes `results/NAME.json`: the results, and what they were made with."""
+    """Writes `results/NAME.json`: the results, the command, and what they were made with."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record = {"benchmark": name, "time": when, "machine": machine.describe(), **results}
+    origin = {"time": when, "command": command(), "machine": machine.describe()}
+    record = {"benchmark": name, **origin, **results}
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def command() -> str:
+    """How this benchmark was called; of absolute paths the last part, whose machine it was is
+    nobody's business.
+    """
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def measure_cells(work: Path, cells: Iterable[Cell], measure: Callable[[Cell], Cell]) -> list[Cell]:

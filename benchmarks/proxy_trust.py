@@ -192,7 +192,6 @@ def report(rows: list[Cell], data: dict[str, int]) -> None:
     figures = [{"epochs": e, **trust(maps[e], maps[LONG], latency_ms, rng)} for e in SHORT]
     show(whole, figures)
     results = {
-        "command": "python benchmarks/proxy_trust.py DATA",
         "data": data,
         "space_arguments": SPACE_ARGUMENTS,
         "recipe": RECIPE.describe().partition(", ")[2],

@@ -87,7 +87,6 @@ def main() -> None:
     }
     show(rows, latency_ms)
     results = {
-        "command": "python benchmarks/recipe_ablation.py DATA",
         "data": {"training": len(training), "search_split": len(held_out)},
         "sample": SAMPLE,
         "head_width": HEAD_WIDTH,

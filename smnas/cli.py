@@ -143,6 +143,8 @@ def _show_end(run: Path, reason: str, console: Console, noise_aware: bool) -> No
         console.print(tables.front_table(history, rows))
     else:
         console.print("No trial could be measured; see the reasons in its journal.")
+    if noise_aware:
+        console.print(f"  again: smnas front {run} --noise-aware", highlight=False, soft_wrap=True)
     for path in (run / "front.csv", *pictures):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
 
@@ -203,17 +205,18 @@ def latency(
     target: Annotated[
         str,
         typer.Argument(
-            help="RUN#ID, RUN with --all, or SPACE with SAMPLE.", metavar="RUN#ID|RUN|SPACE"
+            help="RUN#ID, RUN with --all or --front, or SPACE with SAMPLE.",
+            metavar="RUN#ID|RUN|SPACE",
         ),
     ],
     sample: Annotated[
         Path | None, typer.Argument(help="JSON file of a sample.", metavar="SAMPLE")
     ] = None,
-    whole_front: Annotated[
-        bool, typer.Option("--all", help="Every detector of the front, and keep it in RUN/latency.")
+    whole_run: Annotated[
+        bool, typer.Option("--all", help="Every measured detector, and keep it in RUN/latency.")
     ] = False,
-    every: Annotated[
-        bool, typer.Option("--every", help="With --all: every measured detector.")
+    front_only: Annotated[
+        bool, typer.Option("--front", help="Those of the front only, and keep it in RUN/latency.")
     ] = False,
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.auto,
     precision: Annotated[
@@ -229,7 +232,7 @@ def latency(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each detector.")] = 5,
     classes: Classes = None,
 ) -> None:
-    """Measure latency again, here: of one detector, or of a run's front in turns."""
+    """Measure latency again, here: of one detector, or of a run's detectors in turns."""
     from rich.progress import Progress
 
     from smnas import retime
@@ -238,7 +241,10 @@ def latency(
     from smnas.trial import find_device
 
     conditions = retime.Conditions(find_device(device.value), precision, threads, batch, compiled)
-    run, subjects = _subjects(target, sample, whole_front, every, classes)
+    if whole_run and front_only:
+        raise UserError("latency: wanted --all or --front, got both")
+    several = whole_run or front_only
+    run, subjects = _subjects(target, sample, several, front_only, classes)
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("measuring", total=rounds * len(subjects))
@@ -246,13 +252,13 @@ def latency(
     before = [subject.before for subject in subjects]
     ids = [subject.id for subject in subjects]
     console.print(latency_table(ids, [one.to_json() for one in found], before))
-    if whole_front and run is not None:
+    if several and run is not None:
         for path in append_timings(run, retime.timings(subjects, found)):
             console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
 def _subjects(
-    target: str, sample: Path | None, whole_front: bool, every: bool, classes: int | None
+    target: str, sample: Path | None, several: bool, front_only: bool, classes: int | None
 ) -> tuple[Path | None, list[Any]]:
     """What `smnas latency` was asked to time, and the folder of the run that it belongs to."""
     from smnas import retime
@@ -260,21 +266,21 @@ def _subjects(
     from smnas.nni_runs import find_run, split_reference
     from smnas.trial import read_sample
 
-    if sample is not None and not whole_front:
+    if sample is not None and not several:
         return None, [retime.sample_subject(target, read_sample(sample), classes)]
     reference = split_reference(target)
-    if reference is not None and not whole_front:
+    if reference is not None and not several:
         run, candidate_id = reference
         history = read_run(run)
         trials = [retime.find_trial(history, candidate_id)]
-    elif whole_front and sample is None:
+    elif several and sample is None:
         run = find_run(target)
         history = read_run(run)
-        trials = retime.trials_to_time(history, every)
+        trials = retime.trials_to_time(history, front_only)
     else:
         raise UserError(
-            f"latency: wanted RUN#ID, RUN --all, or SPACE SAMPLE.json, got {target!r}"
-            f"{f' {sample}' if sample else ''}{' --all' if whole_front else ''}"
+            "latency: wanted RUN#ID, RUN --all, RUN --front, or SPACE SAMPLE.json, got"
+            f" {target!r}{f' {sample}' if sample else ''}{' --all or --front' if several else ''}"
         )
     if not trials:
         raise RunError(f"run {target}: no trial has been measured yet")

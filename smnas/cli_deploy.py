@@ -6,6 +6,8 @@ Heavy libraries are imported inside, as in `smnas.cli`.
 from __future__ import annotations
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +15,7 @@ import typer
 from rich.console import Console
 
 from smnas.cli_options import Classes, Data, Device, OnDevice, Precision, Target, Threads
-from smnas.errors import ConfigError, DataError, UserError
+from smnas.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -73,11 +75,12 @@ def train(
 
     options: dict[str, Any] = {"epochs": epochs, "batch": batch, "lr": lr, "flip": flip}
     options["scale_jitter"] = scale_jitter
-    plan, recipe, weights, known = saved.candidate(target, classes)
+    opened, recipe = saved.candidate(target, classes)
+    plan = opened.plan
     where, amp = _device(device, precision)
     use_threads(threads)
     training = Training(
-        data=_absolute(data or known),
+        data=saved.data_of(opened, data).resolve(),
         recipe=recipe(options),
         seed=plan.seed if seed is None else seed,
         average=ema,
@@ -85,16 +88,19 @@ def train(
         search_split=search_split,
         every=every,
         patience=patience,
-        start=weights.resolve() if from_trial else None,
+        start=opened.weights.resolve() if from_trial else None,
         amp=amp,
         device=where.type,
     )
     with joined(where, training.recipe.batch) as ranks:
         workers = loader_workers if where.type == "cuda" else 0
-        result = train_detector(plan, training.shared_by(ranks.count), out, ranks, workers)
+        shared = training.shared_by(ranks.count)
+        # with --json only the record is printed where programs read it
+        say = partial(print, flush=True, file=sys.stderr if as_json else sys.stdout)
+        result = train_detector(plan, shared, out, ranks, workers, say)
         if ranks.first:
             _show(result, f"{target} after {result['epochs']} epochs, val", as_json)
-            print(f"  {out / saved.WEIGHTS_FILE}")
+            say(f"  {out / saved.WEIGHTS_FILE}")
 
 
 def evaluate(
@@ -248,8 +254,3 @@ def _device(device: Device, precision: str | None) -> tuple[torch.device, bool]:
         raise ConfigError(f"--precision: wanted fp32 on {where}, got 'amp', which wants CUDA")
     return where, where.type == "cuda" and precision != "fp32"
 
-
-def _absolute(data: Path | None) -> Path:
-    if data is None:
-        raise DataError("train: wanted --data FOLDER, because the run did not record it")
-    return data.resolve()

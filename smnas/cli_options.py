@@ -31,7 +31,7 @@ Target = Annotated[
 Classes = Annotated[int | None, typer.Option(min=1, help="Classes, where the run does not say it.")]
 Data = Annotated[
     Path | None,
-    typer.Option(envvar="SMNAS_DATA", help="Data set in COCO format; default the recorded one."),
+    typer.Option(help="Data set in COCO format; default the recorded one, else SMNAS_DATA."),
 ]
 OnDevice = Annotated[Device, typer.Option(help="Where to work.")]
 Precision = Annotated[str | None, typer.Option(help="fp32 or amp; default amp on CUDA, else fp32.")]

@@ -21,6 +21,8 @@ from typing import Any
 import psutil
 
 from smnas.errors import RunError
+from smnas.journal import Trial
+from smnas.records import Measured
 
 _TIMEOUT_SECONDS = 20
 
@@ -52,6 +54,22 @@ def split_reference(text: str) -> tuple[Path, int] | None:
 def run_folder(experiment: Path) -> Path:
     """The run folder in NNI's folder of an experiment."""
     return experiment / "smnas"
+
+
+def trial_file(run: Path, trial: Trial, name: str) -> Path:
+    """Where a trial has left a file, if it has: in the run, in a stage of it, or with NNI.
+
+    Args:
+        run: its folder.
+        trial: of the run.
+        name: of the file; it may be missing.
+    """
+    own = Path("trials") / str(trial.candidate.id) / name
+    places = [run / own, *sorted(run.glob(f"*/{own}"))]
+    info = trial.outcome.info if isinstance(trial.outcome, Measured) else {}
+    if "nni_trial" in info:
+        places.append(run.parent / "trials" / str(info["nni_trial"]) / name)
+    return next((path for path in places if path.is_file()), places[0])
 
 
 def trial_folder(run: Path, candidate_id: int) -> Path:

@@ -42,7 +42,11 @@ FAILURE_REASONS = {
 STOP_REASONS = {
     "pruned": "not trained: by its size it cannot be better than one that is no slower",
     "early_stopped": "training stopped: it would probably be dominated",
+    "untimed": "not compared: its latency on the device of this view is not known",
 }
+"""The last one is no journal's: views of a run on another device have it, see
+`smnas.report.devices`.
+"""
 
 
 def identity(sample: Sample) -> str:

@@ -111,17 +111,16 @@ def run_subjects(
     return [subject(trial) for trial in trials]
 
 
-def trials_to_time(history: History, every: bool = False) -> list[Trial]:
+def trials_to_time(history: History, front_only: bool = False) -> list[Trial]:
     """The measured trials that are worth timing again, by id.
 
     Args:
         history: the run.
-        every: all of them; else the Pareto set, that of each device where the trials ran on
-            several.
+        front_only: the Pareto set, that of each device where the trials ran on several; else all.
     """
     trials, objectives = history.trials(), objectives_of(history)
     kept, _ = pareto.measured(trials, objectives)
-    if not every:
+    if front_only:
         devices = {device_of(trial) for trial in kept}
         fronts = [
             pareto.front([t for t in kept if device_of(t) == device], objectives)

@@ -21,7 +21,7 @@ from fasteners import InterProcessLock
 from smnas import machine
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, RunError
-from smnas.experiment import Experiment, SearchSettings
+from smnas.experiment import DATA_VARIABLE, Experiment, SearchSettings
 from smnas.journal import FILE_NAME, History, Journal, Trial, read
 from smnas.optimizer import Optimizer
 from smnas.records import Sample
@@ -31,7 +31,6 @@ from smnas.stages import GroupOptimizer, choose_parents
 from smnas.stopping import Judge, watch
 from smnas.study import Asks, Limits, Progress, Study
 
-DATA_VARIABLE = "SMNAS_DATA"
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 

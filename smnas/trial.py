@@ -313,6 +313,7 @@ def _keep_examples(
     found = find_examples(
         detector, held_out, device=settings.torch_device, quiet=quiet, amp=settings.amp
     )
+    found["data"] = str(settings.data.resolve())
     (folder / EXAMPLES_FILE).write_text(json.dumps(found))
 
 

@@ -110,10 +110,10 @@ def test_conditions_are_those_of_the_trials_unless_told(
 def test_the_front_is_timed_or_everything(toy_run: Callable[..., Path]) -> None:
     history = read(toy_run(20))
     front = pareto.front(history.trials(), objectives_of(history))
-    assert {t.candidate.id for t in retime.trials_to_time(history)} == {
+    assert {t.candidate.id for t in retime.trials_to_time(history, front_only=True)} == {
         t.candidate.id for t in front
     }
-    assert [t.candidate.id for t in retime.trials_to_time(history, every=True)] == list(range(20))
+    assert [t.candidate.id for t in retime.trials_to_time(history)] == list(range(20))
 
 
 def test_with_two_devices_each_has_its_front(toy_run: Callable[..., Path]) -> None:
@@ -127,7 +127,7 @@ def test_with_two_devices_each_has_its_front(toy_run: Callable[..., Path]) -> No
         return Measured(metrics, {"device": device})
 
     history = read(toy_run(30, outcome))
-    timed = retime.trials_to_time(history)
+    timed = retime.trials_to_time(history, front_only=True)
     expected = []
     for device in ("A", "B"):
         own = [t for t in history.trials() if t.outcome.info["device"] == device]
@@ -186,7 +186,7 @@ def test_a_run_is_timed_on_the_command_line_and_its_front_follows(
     status, out, _ = command(monkeypatch, capsys, "front", str(run), "--device", device, "--json")
     rows = {row["id"]: row["latency_ms"] for row in json.loads(out)}
     assert status == 0 and rows == {i: found[i].metrics["latency_ms"] for i in rows}
-    # without a device the run's own latencies count
+    # without a device the latencies of the run's own device count
     out = command(monkeypatch, capsys, "front", str(run), "--json")[1]
     assert [row["latency_ms"] for row in json.loads(out)] == [4.0, 9.0]
 
@@ -315,7 +315,8 @@ def test_the_end_of_a_search_shows_the_front_that_was_timed_again(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("{run}",), "wanted RUN#ID, RUN --all, or SPACE SAMPLE.json"),
+        (("{run}",), "wanted RUN#ID, RUN --all, RUN --front, or SPACE SAMPLE.json"),
+        (("{run}", "--all", "--front"), "wanted --all or --front, got both"),
         (("{run}#x",), "wanted RUN#ID"),
         (("{run}#9",), "wanted a measured candidate of the run, got id 9"),
         (("{run}", "sample.json", "--all"), "got '"),

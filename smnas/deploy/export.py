@@ -1,11 +1,15 @@
 """Out of smnas: a found detector as ONNX or as one Python file, each checked against the detector.
 
-A file that does not agree with the detector does not stay.
+A file takes its place only when it agrees with the detector.
 """
 
 from __future__ import annotations
 
 import copy
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from smnas.deploy.onnx_export import OnnxDetector, export_onnx
 from smnas.deploy.predict import numbered
 from smnas.deploy.progress import save_whole
 from smnas.deploy.python_file import plain_state, to_python, write_python
-from smnas.deploy.saved import Opened
+from smnas.deploy.saved import Opened, data_of
 from smnas.deploy.verify import (
     FEWEST_PICTURES,
     at_size,
@@ -28,7 +32,7 @@ from smnas.deploy.verify import (
     side_by_side,
 )
 from smnas.detectors.components import parse_input_size
-from smnas.errors import ConfigError, DataError, DeployError
+from smnas.errors import ConfigError, DeployError
 
 Size = tuple[int, int]
 
@@ -65,17 +69,14 @@ def to_onnx(
     detector = opened.load(torch.device("cpu"))
     size = parse_input_size(str(detector.input_size))
     sizes = _whole_cells(size) if dynamic else [size]
-    inputs = [check_pictures(_data(opened, data), one, _enough(pictures)) for one in sizes]
-    export_onnx(detector, size, path, dynamic=dynamic, categories=opened.categories)
+    inputs = [check_pictures(data_of(opened, data), one, _enough(pictures)) for one in sizes]
     parity = []
-    try:
-        onnx = OnnxDetector(path, threads)
+    with _kept_if_right(path) as (new,):
+        export_onnx(detector, size, new, dynamic=dynamic, categories=opened.categories)
+        onnx = OnnxDetector(new, threads)
         for one, own in zip(sizes, inputs, strict=True):
             found = check_onnx(at_size(copy.deepcopy(detector), one), onnx, own)
             parity.append(found.to_json() | {"size": list(one)})
-    except DeployError:
-        path.unlink(missing_ok=True)
-        raise
     timed = at_size(detector, sizes[0])
     latency = side_by_side(timed, onnx, sizes[0], threads, compiled)
     return {"parity": parity, "latency": latency}
@@ -105,16 +106,12 @@ def to_python_file(
         raise ConfigError(f"export: wanted a file that ends in .py, got {path}")
     detector = opened.load(torch.device("cpu"))
     size = parse_input_size(str(detector.input_size))
-    inputs = check_pictures(_data(opened, data), size, _enough(pictures))
+    inputs = check_pictures(data_of(opened, data), size, _enough(pictures))
     text = python_text(opened, detector)
-    write_python(text, path)
-    save_whole(plain_state(detector), weights)
-    try:
-        parity = check_python(path, weights, detector, inputs)
-    except DeployError:
-        path.unlink(missing_ok=True)
-        weights.unlink(missing_ok=True)
-        raise
+    with _kept_if_right(path, weights) as (new, new_weights):
+        write_python(text, new)
+        save_whole(plain_state(detector), new_weights)
+        parity = check_python(new, new_weights, detector, inputs)
     return {"parity": [parity.to_json() | {"size": list(size)}], "weights": str(weights)}
 
 
@@ -161,11 +158,22 @@ def _whole_cells(size: Size) -> list[Size]:
     return [(width, height), (width + CELL, height + 2 * CELL)]
 
 
-def _data(opened: Opened, data: Path | None) -> Path:
-    found = data or opened.data
-    if found is None:
-        raise DataError(f"{opened.plan.origin}: wanted --data FOLDER, because it is not recorded")
-    return found
+@contextmanager
+def _kept_if_right(*paths: Path) -> Iterator[list[Path]]:
+    """Files to write first, beside those they take the place of if the block ends well.
+
+    Raises:
+        DeployError: the folder cannot be written.
+    """
+    folder = paths[0].parent
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
+            new = [Path(place) / path.name for path in paths]
+            yield new
+            for one, path in zip(new, paths, strict=True):
+                os.replace(one, path)
+    except OSError as error:
+        raise DeployError(f"export: {folder} cannot be written: {error.strerror}") from error
 
 
 def _enough(pictures: int) -> int:

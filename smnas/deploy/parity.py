@@ -98,7 +98,8 @@ class Parity:
 def compare(first: Sequence[Detections], second: Sequence[Detections]) -> Parity:
     """What two forms of a detector have found in the same pictures, compared by the rule above."""
     totals = {"detections": 0, "at_end": 0, "swapped": 0, "alone": 0}
-    box_px = score = surest = 0.0
+    box_px = score = 0.0
+    surest = -1.0
     worst: str | None = None
     for number, (one, other) in enumerate(zip(first, second, strict=True), 1):
         pairs = _partners(one, other)
@@ -115,7 +116,7 @@ def compare(first: Sequence[Detections], second: Sequence[Detections]) -> Parity
                 why = _why_alone(own, its, index)
                 totals[why] += 1
                 sure = own["scores"][index].item()
-                if why != "at_end" and sure >= surest:
+                if why != "at_end" and sure > surest:
                     surest, worst = sure, f"picture {number}: {_words(own, index)}"
     return Parity(len(first), **totals, box_px=box_px, score=score, worst=worst)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def predict(
         The COCO results.
 
     Raises:
-        DataError: a file is no picture.
+        DataError: a file is no picture, or would be overwritten.
         RunError: the folder cannot be written.
     """
     size = parse_input_size(str(detector.input_size))
@@ -65,13 +65,14 @@ def predict(
     results: list[dict[str, Any]] = []
     entries: list[dict[str, Any]] = []
     try:
+        places = _places(pictures, out)
         out.mkdir(parents=True, exist_ok=True)
-        for number, (file, name) in enumerate(zip(pictures, _names(pictures), strict=True), 1):
+        for number, (file, place) in enumerate(zip(pictures, places, strict=True), 1):
             picture = read_picture(file, "to look at")
             example, found = _look(detector, picture, number, size, device, amp)
             results += coco_results(example, found, ids)
             entries.append(_entry(number, file, picture))
-            _drawn(picture, example, found, categories, least_score).save(out / name)
+            _drawn(picture, example, found, categories, least_score).save(place)
         _write(out / RESULTS_FILE, results)
         _write(out / PICTURES_FILE, {"images": entries, "categories": list(categories)})
     except OSError as error:
@@ -79,7 +80,7 @@ def predict(
     return results
 
 
-def find_pictures(given: Iterable[Path]) -> list[Path]:
+def find_pictures(given: Sequence[Path]) -> list[Path]:
     """Files as they are given, and the pictures of folders by name.
 
     Raises:
@@ -90,7 +91,11 @@ def find_pictures(given: Iterable[Path]) -> list[Path]:
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         found += [p for p in inside if p == path or p.suffix.lower() in SUFFIXES]
     if not found:
-        raise DataError(f"pictures: wanted files ending in {' '.join(SUFFIXES)}, got none")
+        where = ", ".join(map(str, given)) or "nothing"
+        raise DataError(
+            f"pictures: wanted files ending in {' '.join(SUFFIXES)}, got none in {where}; folders"
+            " in folders are not searched"
+        )
     return found
 
 
@@ -138,11 +143,25 @@ def _drawn(
     return transforms.to_pil_image(pixels)
 
 
-def _names(pictures: Sequence[Path]) -> Iterator[str]:
-    seen: dict[str, int] = {}
+def _places(pictures: Sequence[Path], out: Path) -> list[Path]:
+    """Where each picture is drawn.
+
+    Raises:
+        DataError: that would overwrite a picture that is looked at.
+    """
+    names: dict[str, None] = {}
     for file in pictures:
-        seen[file.stem] = count = seen.get(file.stem, 0) + 1
-        yield f"{file.stem}.png" if count == 1 else f"{file.stem}-{count}.png"
+        name, count = f"{file.stem}.png", 1
+        while name in names:
+            count += 1
+            name = f"{file.stem}-{count}.png"
+        names[name] = None
+    given = {file.resolve() for file in pictures}
+    places = [out / name for name in names]
+    overwritten = [place for place in places if place.resolve() in given]
+    if overwritten:
+        raise DataError(f"-o: wanted a folder without the pictures, got {out} with {overwritten[0].name}")
+    return places
 
 
 def _entry(number: int, file: Path, picture: Image.Image) -> dict[str, Any]:

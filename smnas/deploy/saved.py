@@ -7,6 +7,7 @@ command for found detectors begins here.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from smnas.errors import DeployError, RunError
+from smnas.data.coco import CocoDataset
+from smnas.errors import DataError, DeployError, RunError
+from smnas.experiment import DATA_VARIABLE
 from smnas.journal import History, Trial, read_run
-from smnas.nni_runs import split_reference
+from smnas.nni_runs import split_reference, trial_file
 from smnas.records import Measured, Sample
 from smnas.report.pictures import read_examples
 from smnas.spaces import make_importable, recorded_space
@@ -133,7 +136,7 @@ def open_detector(target: str, num_classes: int | None = None) -> Opened:
 
 def candidate(
     target: str, num_classes: int | None = None
-) -> tuple[Plan, Callable[[Mapping[str, Any]], Recipe], Path, Path | None]:
+) -> tuple[Opened, Callable[[Mapping[str, Any]], Recipe]]:
     """What a training of a run's candidate begins with.
 
     Args:
@@ -141,8 +144,7 @@ def candidate(
         num_classes: for runs that have not recorded it.
 
     Returns:
-        The plan; what makes the recipe, the run's with other values where they are not None; the
-        file of the trial's weights, which may be missing; the run's data, where that is known.
+        The candidate; what makes the recipe, the run's with other values where they are not None.
 
     Raises:
         DeployError: it is no `RUN#ID`.
@@ -160,7 +162,7 @@ def candidate(
         given = {name: value for name, value in others.items() if value is not None}
         return Recipe.from_mapping({**own, **given}, target)
 
-    return opened.plan, recipe, opened.weights, opened.data
+    return opened, recipe
 
 
 def plan_of(
@@ -196,6 +198,36 @@ def plan_of(
     )
 
 
+def data_of(opened: Opened, given: Path | None) -> Path:
+    """The folder of data that is meant: the given one, the detector's own, or `SMNAS_DATA`.
+
+    Raises:
+        DataError: none of them is known.
+    """
+    found = given or opened.data or os.environ.get(DATA_VARIABLE)
+    if not found:
+        raise DataError(f"{opened.plan.origin}: wanted --data FOLDER, because it is not recorded")
+    return Path(found)
+
+
+def check_classes(dataset: CocoDataset, wanted: Sequence[str], whose: str) -> None:
+    """Labels are numbers: the same ones must mean the same classes.
+
+    Args:
+        dataset: pictures to look at.
+        wanted: names of the classes in the order of labels.
+        whose: they are, for the message.
+
+    Raises:
+        DataError: the data have other classes, or in another order.
+    """
+    if list(dataset.categories) != list(wanted):
+        raise DataError(
+            f"data {dataset.part.annotations}: wanted the classes {', '.join(wanted)}, as {whose}"
+            f" has, got {', '.join(dataset.categories) or 'none'}"
+        )
+
+
 def find_candidate(history: History, candidate_id: int, origin: str) -> Trial:
     """A candidate of a run with what became of it.
 
@@ -206,21 +238,6 @@ def find_candidate(history: History, candidate_id: int, origin: str) -> Trial:
     if candidate_id not in trials:
         raise RunError(f"{origin}: wanted a candidate of the run, got id {candidate_id}")
     return trials[candidate_id]
-
-
-def trial_weights(run: Path, trial: Trial) -> Path:
-    """Where a trial has left its weights, if it has: in the run, in a stage of it, or with NNI.
-
-    Args:
-        run: its folder.
-        trial: of the run.
-    """
-    own = Path("trials") / str(trial.candidate.id) / TRIAL_WEIGHTS
-    places = [run / own, *sorted(run.glob(f"*/{own}"))]
-    info = trial.outcome.info if isinstance(trial.outcome, Measured) else {}
-    if "nni_trial" in info:
-        places.append(run.parent / "trials" / str(info["nni_trial"]) / TRIAL_WEIGHTS)
-    return next((path for path in places if path.is_file()), places[0])
 
 
 def write_plan(folder: Path, plan: Plan, categories: Sequence[Category], **more: Any) -> None:
@@ -281,12 +298,14 @@ def _of_run(target: str, run: Path, candidate_id: int, num_classes: int | None) 
     history = read_run(run)
     plan = plan_of(history, candidate_id, target, num_classes)
     trial = find_candidate(history, candidate_id, target)
-    examples = read_examples(run, candidate_id) or {}
-    names = examples.get("categories")
-    categories = names and tuple({"id": k, "name": name} for k, name in enumerate(names, 1))
-    given = history.experiment_of(trial.candidate).get("data")
+    examples = read_examples(run, trial) or {}
+    names = examples.get("categories", ())
+    # records of the first releases have no ids
+    ids = examples.get("category_ids", range(1, len(names) + 1))
+    categories = tuple({"id": k, "name": name} for k, name in zip(ids, names, strict=True))
+    given = examples.get("data") or history.experiment_of(trial.candidate).get("data")
     data = None if given is None else Path(given)
-    return Opened(plan, trial_weights(run, trial), categories, data)
+    return Opened(plan, trial_file(run, trial, TRIAL_WEIGHTS), categories or None, data)
 
 
 def _of_folder(folder: Path) -> Opened:

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from smnas.data.coco import CocoDataset, DataFolder
-from smnas.deploy.saved import Opened
+from smnas.deploy.saved import Opened, check_classes, data_of
 from smnas.detectors.components import parse_input_size
 from smnas.errors import DataError
 from smnas.quiet import QuietDevice
@@ -78,11 +78,9 @@ def open_val(opened: Opened, data: Path | None, input_size: str) -> CocoDataset:
         input_size: WIDTHxHEIGHT.
 
     Raises:
-        DataError: no data are known, they have no val, or another number of classes.
+        DataError: no data are known, they have no val, or other classes.
     """
-    folder = data or opened.data
-    if folder is None:
-        raise DataError(f"{opened.plan.origin}: wanted --data FOLDER, because it is not recorded")
+    folder = data_of(opened, data)
     val = DataFolder.open(folder).val
     if val is None:
         raise DataError(f"data {folder}: wanted annotations/instances_val*.json, got none")
@@ -92,6 +90,8 @@ def open_val(opened: Opened, data: Path | None, input_size: str) -> CocoDataset:
             f"data {folder}: wanted {opened.plan.num_classes} classes, as the detector has, got"
             f" {dataset.num_classes}"
         )
+    if opened.categories:
+        check_classes(dataset, [str(one["name"]) for one in opened.categories], "the detector")
     return dataset
 
 

@@ -22,7 +22,15 @@ from smnas.data.coco import CocoDataset, DataFolder, collate
 from smnas.data.split import split_ids
 from smnas.deploy.progress import MovingAverage, Scalars, save_whole
 from smnas.deploy.ranks import Ranks
-from smnas.deploy.saved import WEIGHTS_FILE, Category, Plan, fill, load_state, write_plan
+from smnas.deploy.saved import (
+    WEIGHTS_FILE,
+    Category,
+    Plan,
+    check_classes,
+    fill,
+    load_state,
+    write_plan,
+)
 from smnas.deploy.score import Scores, score
 from smnas.deploy.settings import Training, check_same
 from smnas.detectors.components import parse_input_size
@@ -108,6 +116,8 @@ class _Data:
             for key, name in zip(whole.category_ids, whole.categories, strict=True)
         ]
         self.val = None if folder.val is None else CocoDataset(folder.val)
+        if self.val is not None:
+            check_classes(self.val, whole.categories, "train")
         train_ids, watched = whole.image_ids, self.val
         if training.watch == "search":
             train_ids, held_out = split_ids(whole.image_ids, training.search_split)

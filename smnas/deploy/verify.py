@@ -20,7 +20,7 @@ from smnas.data.coco import CocoDataset, DataFolder, read_picture
 from smnas.deploy.onnx_export import OnnxDetector
 from smnas.deploy.parity import Parity, compare, on_cpu
 from smnas.detectors.transform import Transform
-from smnas.errors import DataError, DeployError
+from smnas.errors import ConfigError, DataError, DeployError
 from smnas.objectives.latency import measure_latency
 from smnas.quiet import QuietDevice
 
@@ -148,14 +148,14 @@ def side_by_side(
         found[name] = _latency(form, size, threads)
     if compiled:
         try:
-            found["torch.compile"] = _latency(torch.compile(detector), size, threads)
-        except Exception as error:  # whatever torch's compilers raise
-            line = next(iter(str(error).splitlines()), "")
-            found["torch.compile"] = {"error": f"{type(error).__name__}: {line}"}
+            found["torch.compile"] = _latency(detector, size, threads, compiled=True)
+        except ConfigError as error:
+            found["torch.compile"] = {"error": str(error)}
     return found
 
 
-def _latency(form: Any, size: tuple[int, int], threads: int) -> Mapping[str, Any]:
-    cpu = torch.device("cpu")
-    quiet = QuietDevice("cpu")
-    return measure_latency(form, size, device=cpu, quiet=quiet, threads=threads).to_json()
+def _latency(
+    form: Any, size: tuple[int, int], threads: int, compiled: bool = False
+) -> Mapping[str, Any]:
+    options: dict[str, Any] = {"device": torch.device("cpu"), "quiet": QuietDevice("cpu")}
+    return measure_latency(form, size, threads=threads, compiled=compiled, **options).to_json()

@@ -13,7 +13,7 @@ from pathlib import Path
 from smnas.errors import MixedDevicesError, RunError
 from smnas.journal import Asked, Event, History, Told, Trial, read_run
 from smnas.nni_runs import find_run
-from smnas.records import Measured
+from smnas.records import Measured, Stopped
 from smnas.timings import Timing, read_timings
 
 TIMES = ("latency_ms", "train_seconds")
@@ -25,11 +25,14 @@ UNKNOWN = "a device that was not recorded"
 def open_run(run: Path | str, device: str | None = None, mixed_devices: bool = False) -> History:
     """A run's history whose latencies may be compared.
 
+    What was measured again on the device that all trials ran on, in turns, takes the place of what
+    each trial has measured by itself.
+
     Args:
         run: its folder, the journal in it, or the id of an NNI experiment.
         device: take the latencies of this one: those that `smnas latency` measured again on it, or
-            the trials' own where they ran on it; candidates with neither are left out. A part of
-            the name will do. Latencies under other conditions than the run's count as another
+            the trials' own where they ran on it; candidates with neither count as stopped, with
+            reason `untimed`. A part of the name will do. Latencies under other conditions than the run's count as another
             device's, which only a `device` with a bracket means: `GPU A [batch 8]`, or `[batch 8]`.
         mixed_devices: compare latencies of different devices all the same.
 
@@ -40,11 +43,14 @@ def open_run(run: Path | str, device: str | None = None, mixed_devices: bool = F
     """
     path = find_run(run)
     history = read_run(path)
+    timings = read_timings(path if path.is_dir() else path.parent)
     if device is not None:
-        return on_device(history, read_timings(path if path.is_dir() else path.parent), device)
+        return on_device(history, timings, device)
     if not mixed_devices:
         check_one_device(history, path)
-    return history
+    own = list(measured_devices(history))
+    again = len(own) == 1 and own[0] in timings
+    return on_device(history, timings, own[0]) if again else history
 
 
 def device_of(trial: Trial) -> str:
@@ -82,17 +88,21 @@ def on_device(history: History, timings: dict[str, dict[int, Timing]], device: s
         RunError: no candidate has a latency on it, or the name fits several devices.
     """
     name = _find(device, {*timings, *measured_devices(history)} - {UNKNOWN})
-    events = [_told_on(event, name, timings.get(name, {})) for event in history.events]
-    return replace(history, events=tuple(event for event in events if event is not None))
+    events = tuple(_told_on(event, name, timings.get(name, {})) for event in history.events)
+    return replace(history, events=events)
 
 
-def _told_on(event: Event, device: str, timings: dict[int, Timing]) -> Event | None:
-    """The event with the latency on the device; None for a measurement that has none there."""
+def _told_on(event: Event, device: str, timings: dict[int, Timing]) -> Event:
+    """The event with the latency on the device; a measurement that has none there is stopped."""
     if isinstance(event, Asked) or not isinstance(event.outcome, Measured):
         return event
     outcome, timing = event.outcome, timings.get(event.id)
+    if timing is None and outcome.info.get("device") == device:
+        return event
     if timing is None:
-        return event if outcome.info.get("device") == device else None
+        rest = {k: v for k, v in outcome.metrics.items() if not k.startswith("latency_")}
+        detail = f"wanted its latency on {device}, got it on {outcome.info.get('device')} only"
+        return Told(event.id, Stopped("untimed", detail, rest, {}, outcome.info), event.time)
     info = {**outcome.info, "device": device, "latency": timing.latency}
     return Told(event.id, Measured({**outcome.metrics, **timing.metrics}, info), event.time)
 

@@ -12,9 +12,11 @@ import pandas as pd
 from smnas import pareto
 from smnas.errors import MissingLibraryError, RunError
 from smnas.journal import History, Trial
+from smnas.nni_runs import find_run
 from smnas.records import Failed, Measured, Stopped
 from smnas.report.devices import open_run
 from smnas.report.tables import baseline_names, objectives_of, origin_of
+from smnas.timings import read_timings
 
 SUFFIXES = (".csv", ".parquet")
 
@@ -27,8 +29,8 @@ def load_frame(
     Columns: `id`, `stage`, `origin`, `group`, `generation`, `parents` (ids with spaces between),
     `baseline` (its name), `state` (`measured`, `failed`, `stopped`, `running`), `reason` of a
     failure or a stop, `front` (whether nobody beats it), `asked` and `told` (seconds since the
-    epoch), each metric, each choice. What a candidate has not is missing; a failure may have
-    metrics.
+    epoch), each metric, each choice, and `latency_ms@NAME` for each device that detectors were
+    measured again on. What a candidate has not is missing; a failure may have metrics.
 
     Args:
         run: folder, journal or id of an NNI experiment.
@@ -40,7 +42,12 @@ def load_frame(
         RunError: there is no journal.
         JournalError: the journal is corrupt.
     """
-    return to_frame(open_run(run, device, mixed_devices))
+    frame = to_frame(open_run(run, device, mixed_devices))
+    path = find_run(run)
+    for name, timings in read_timings(path if path.is_dir() else path.parent).items():
+        again = {key: timing.metrics["latency_ms"] for key, timing in timings.items()}
+        frame[f"latency_ms@{name}"] = frame["id"].map(again).astype(float)
+    return frame
 
 
 def to_frame(history: History) -> pd.DataFrame:

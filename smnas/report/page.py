@@ -198,7 +198,7 @@ class _Packer:
             "blocks": _blocks(trial),
             **self._shared(outcome.info),
         }
-        examples = read_examples(self._folder, candidate.id)
+        examples = read_examples(self._folder, trial)
         packed["examples"] = None if examples is None else self._album.add(examples)
         return {name: value for name, value in packed.items() if value is not None}
 

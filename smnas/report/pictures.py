@@ -16,30 +16,32 @@ from PIL import Image
 
 from smnas.data.files import PICTURE_ERRORS
 from smnas.errors import RunError
+from smnas.journal import Trial
+from smnas.nni_runs import trial_file
 from smnas.runner import EXAMPLES_FILE
 
 _SIDE = 320
 _QUALITY = 70
 
 
-def read_examples(run: Path, candidate_id: int) -> dict[str, Any] | None:
-    """What a trial found in a few pictures, see `smnas.training.examples`; None if it left nothing.
+def read_examples(run: Path, trial: Trial) -> dict[str, Any] | None:
+    """What a trial found in a few pictures, see `smnas.training.examples`, and where the `data`
+    were; None if it left nothing.
 
     Args:
-        run: its folder; a later stage's trials are in a folder of that stage.
-        candidate_id: number within the run.
+        run: its folder; a later stage's trials are in a folder of that stage, NNI's beside it.
+        trial: of the run.
 
     Raises:
         RunError: the record is corrupt.
     """
-    own = Path("trials") / str(candidate_id) / EXAMPLES_FILE
-    for path in (run / own, *sorted(run.glob(f"*/{own}"))):
-        if path.is_file():
-            try:
-                return dict(json.loads(path.read_text()))
-            except ValueError as error:
-                raise RunError(f"{path}: wanted example detections: {error}") from error
-    return None
+    path = trial_file(run, trial, EXAMPLES_FILE)
+    try:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise RunError(f"{path}: wanted example detections: {error}") from error
 
 
 class Album:

@@ -15,7 +15,7 @@ from smnas.encoding import Encoding
 from smnas.gpu import GpuState, worst
 from smnas.journal import History, Trial
 from smnas.objectives.vector import Objectives
-from smnas.records import Candidate, Measured, Option, identity
+from smnas.records import Candidate, Measured, Option, Stopped, identity
 
 
 def objectives_of(history: History) -> Objectives:
@@ -88,10 +88,11 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
 def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
     """Front rows as a rich table: one line a detector, short option names."""
     objectives = objectives_of(history)
+    notes = _noise_note(rows), _untimed_note(history), training_note(history)
     table = Table(
         title=f"Pareto front of {history.header['name']}",
         title_justify="left",
-        caption="\n".join(filter(None, (_noise_note(rows), training_note(history)))) or None,
+        caption="\n".join(filter(None, notes)) or None,
         caption_justify="left",
     )
     table.add_column("id", justify="right")
@@ -117,6 +118,13 @@ def front_table(history: History, rows: Sequence[dict[str, Any]]) -> Table:
 def _noise_note(rows: Sequence[Mapping[str, Any]]) -> str | None:
     marked = any(row.get("within_noise") for row in rows)
     return "~ beaten by no more than the spread of latency." if marked else None
+
+
+def _untimed_note(history: History) -> str | None:
+    outcomes = [trial.outcome for trial in history.trials()]
+    count = sum(isinstance(one, Stopped) and one.reason == "untimed" for one in outcomes)
+    others = sum(isinstance(one, Measured) for one in outcomes)
+    return f"Of {count + others} detectors {count} were not timed on this device." if count else None
 
 
 def latency_table(

@@ -37,8 +37,8 @@ def find_examples(
         amp: mixed precision, on CUDA only.
 
     Returns:
-        Plain JSON: `categories`, names in the order of labels, which count from 1; `pictures`, each
-        with its `file`, `width`, `height`, `truth` (`[x0, y0, x1, y1, label]` an object) and
+        Plain JSON: `categories`, names in the order of labels, which count from 1, and
+        `category_ids`, what the annotations call them; `pictures`, each with its `file`, `width`, `height`, `truth` (`[x0, y0, x1, y1, label]` an object) and
         `found` (the same and a score, above `LEAST_SCORE`, surest first). Boxes are in pixels of
         the file.
     """
@@ -53,7 +53,11 @@ def find_examples(
             file = (dataset.part.images / dataset.coco.imgs[image_id]["file_name"]).resolve()
             pictures.append({"file": str(file), **_record(example, detection)})
     model.train(was_training)
-    return {"categories": dataset.categories, "pictures": pictures}
+    return {
+        "categories": dataset.categories,
+        "category_ids": dataset.category_ids,
+        "pictures": pictures,
+    }
 
 
 def _with_objects(dataset: CocoDataset) -> list[int]:

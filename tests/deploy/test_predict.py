@@ -18,6 +18,9 @@ from smnas.deploy.predict import find_pictures, numbered, predict
 from smnas.errors import DataError
 
 
+CPU = torch.device("cpu")
+
+
 class Finder(nn.Module):
     """Finds one box in the middle of each picture, surely, and one that is not sure."""
 
@@ -38,7 +41,7 @@ def test_boxes_are_in_pixels_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "b" / "notes.txt").write_text("no picture")
     pictures = find_pictures([tmp_path / "a" / "one.jpg", tmp_path / "b"])
     out = tmp_path / "out"
-    found = predict(Finder(), pictures, numbered(2), out, device=torch.device("cpu"))
+    found = predict(Finder(), pictures, numbered(2), out, device=CPU)
     assert [(r["image_id"], r["category_id"]) for r in found] == [(1, 2), (1, 1), (2, 2), (2, 1)]
     assert found[0]["bbox"] == [32, 24, 64, 48] and found[0]["score"] == pytest.approx(0.9)
     truth = COCO(str(out / "pictures.json"))
@@ -53,10 +56,24 @@ def test_boxes_are_in_pixels_of_the_file(tmp_path: Path) -> None:
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_text("no picture")
     with pytest.raises(DataError, match="cannot decode .*one.png, to look at"):
-        predict(Finder(), [tmp_path / "one.png"], numbered(2), tmp_path, device=torch.device("cpu"))
+        predict(Finder(), [tmp_path / "one.png"], numbered(2), tmp_path / "out", device=CPU)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="pictures: wanted files ending in .jpg"):
+    with pytest.raises(DataError, match="pictures: wanted files ending in .jpg.* got none in .*ty"):
         find_pictures([tmp_path / "empty"])
+
+
+def test_no_picture_is_overwritten(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.png", "a.jpg", "a-2.jpg", "b/a.png")]
+    (tmp_path / "b").mkdir()
+    for file in files:
+        Image.new("RGB", (128, 96), "white").save(file)
+    before = files[0].read_bytes()
+    with pytest.raises(DataError, match="wanted a folder without the pictures, got .* with a.png"):
+        predict(Finder(), files, numbered(2), tmp_path, device=CPU)
+    assert files[0].read_bytes() == before and not (tmp_path / "results.json").exists()
+    predict(Finder(), files, numbered(2), tmp_path / "out", device=CPU)
+    names = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert names == {"a.png", "a-2.png", "a-2-2.png", "a-3.png"}
 
 
 def test_the_command_line(tmp_path: Path) -> None:

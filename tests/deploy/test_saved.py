@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from found_detectors import IDS, SPACE, keep_weights, plan_of, write_run
 
-from smnas.deploy.saved import candidate, open_detector, write_plan
-from smnas.errors import ConfigError, DeployError, RunError
+from smnas.deploy.saved import candidate, data_of, open_detector, write_plan
+from smnas.errors import ConfigError, DataError, DeployError, RunError
 
 CPU = torch.device("cpu")
 
@@ -30,6 +31,12 @@ def test_a_candidate_of_a_run(tmp_path: Path) -> None:
     )
     opened = open_detector(target)
     assert opened.categories == ({"id": 1, "name": "red"}, {"id": 2, "name": "white"})
+    # of later releases
+    more = {"categories": ["red", "white"], "category_ids": [7, 90], "data": "/d", "pictures": []}
+    (weights.parent / "examples.json").write_text(json.dumps(more))
+    opened = open_detector(target)
+    assert opened.categories == ({"id": 7, "name": "red"}, {"id": 90, "name": "white"})
+    assert opened.data == Path("/d")
     detector = opened.load(CPU)
     assert not detector.training
     state = torch.load(weights, weights_only=True)
@@ -38,13 +45,26 @@ def test_a_candidate_of_a_run(tmp_path: Path) -> None:
 
 def test_the_recipe_is_the_run_s_with_what_the_user_says(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    _, recipe, _, data = candidate(f"{run}#3")
-    assert data is None
+    opened, recipe = candidate(f"{run}#3")
+    assert opened.data is None
     made = recipe({"epochs": 12, "lr": None, "scale_jitter": (0.5, 1.5)})
     assert (made.epochs, made.batch, made.lr, made.flip) == (12, 2, 0.02, 0.0)
     assert made.scale_jitter == (0.5, 1.5)
     with pytest.raises(ConfigError, match="#3: recipe.flip: wanted a number in"):
         recipe({"flip": 2.0})
+
+
+def test_the_data_are_those_named_then_those_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, _ = candidate(f"{write_run(tmp_path / 'run')}#3")
+    monkeypatch.delenv("SMNAS_DATA", raising=False)
+    with pytest.raises(DataError, match="#3: wanted --data FOLDER, because it is not recorded"):
+        data_of(opened, None)
+    monkeypatch.setenv("SMNAS_DATA", "elsewhere")
+    assert data_of(opened, None) == Path("elsewhere")
+    assert data_of(replace(opened, data=Path("known")), None) == Path("known")
+    assert data_of(replace(opened, data=Path("known")), Path("named")) == Path("named")
 
 
 def test_weights_in_a_later_stage_and_with_nni(tmp_path: Path) -> None:

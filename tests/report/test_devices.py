@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from toy import toy_outcome
 
 from smnas import cli, load_result
 from smnas.errors import MixedDevicesError, RunError
 from smnas.journal import FILE_NAME, read
-from smnas.records import Measured, Outcome, Sample
+from smnas.records import Measured, Outcome, Sample, Stopped
 from smnas.report.devices import measured_devices, open_run
-from smnas.report.tables import front_rows
+from smnas.report.frame import load_frame
+from smnas.report.overview import budget
+from smnas.report.tables import front_rows, front_table
 from smnas.timings import Timing, append_timings
 
 A, B = "Graphics A 3000", "Graphics B 2000"
@@ -40,7 +44,7 @@ def timing(number: int, device: str, ms: float) -> Timing:
     return Timing(number, device, 0.0, metrics, {"median_ms": ms})
 
 
-def latencies(run: Path, device: str) -> dict[int, float]:
+def latencies(run: Path, device: str | None) -> dict[int, float]:
     trials = open_run(run, device).trials()
     return {
         t.candidate.id: t.outcome.metrics["latency_ms"]
@@ -96,8 +100,38 @@ def test_a_device_brings_its_own_trials_and_what_was_timed_again_on_it(mixed: Pa
 def test_a_third_device_has_only_what_was_timed_on_it(mixed: Path) -> None:
     append_timings(mixed, [timing(3, "Pocket C", 300.0), timing(4, "Pocket C", 400.0)])
     assert latencies(mixed, "pocket") == {3: 300.0, 4: 400.0}
-    rows = front_rows(open_run(mixed, "pocket c"))
+    view = open_run(mixed, "pocket c")
+    rows = front_rows(view)
     assert {row["id"] for row in rows} <= {3, 4} and rows[0]["latency_ms"] == 300.0
+    # the others did not fail and do not run: nobody has timed them there
+    rest = [t.outcome for t in view.trials() if t.candidate.id not in (3, 4)]
+    assert len(rest) == 18
+    assert all(isinstance(one, Stopped) and one.reason == "untimed" for one in rest)
+    assert all("map" in one.metrics and "latency_ms" not in one.metrics for one in rest)
+    (spent,) = budget(view)
+    assert (spent.asked, spent.measured, spent.failed, spent.stopped) == (20, 2, 0, 18)
+    console = Console(width=200, file=io.StringIO())
+    console.print(front_table(view, rows))
+    assert "Of 20 detectors 18 were not timed on this device." in console.file.getvalue()
+
+
+def test_what_was_timed_again_in_turns_wins_over_the_trials_own(
+    toy_run: Callable[..., Path],
+) -> None:
+    def outcome(sample: Sample) -> Outcome:
+        measured = toy_outcome(sample)
+        assert isinstance(measured, Measured)
+        return Measured(measured.metrics, {"device": A})
+
+    run = toy_run(12, outcome)
+    own = latencies(run, A)
+    append_timings(run, [timing(3, A, 300.0), timing(4, f"{A} [batch 8]", 1.0)])
+    assert latencies(run, None) == own | {3: 300.0}
+    frame = load_frame(run)
+    assert frame.set_index("id")["latency_ms"].to_dict() == own | {3: 300.0}
+    column = frame.set_index("id")[f"latency_ms@{A} [batch 8]"].dropna()
+    assert column.to_dict() == {4: 1.0}
+    assert load_result(run).F.shape[1] == 2
 
 
 @pytest.mark.parametrize("name", ["Graphics", "Graphics D", ""])

@@ -9,7 +9,13 @@ import pytest
 from PIL import Image
 
 from smnas.errors import RunError
+from smnas.journal import Trial
+from smnas.records import Candidate, Measured
 from smnas.report.pictures import Album, read_examples
+
+
+def trial(number: int, info: dict | None = None) -> Trial:
+    return Trial(Candidate(number, "structural", {}), Measured({}, info or {}), 0.0, 1.0)
 
 
 def examples(file: Path) -> dict:
@@ -46,12 +52,20 @@ def test_examples_of_either_stage_are_found(tmp_path: Path, stage: str) -> None:
     folder = tmp_path / stage / "trials" / "7"
     folder.mkdir(parents=True)
     (folder / "examples.json").write_text(json.dumps(examples(tmp_path / "a.png")))
-    assert read_examples(tmp_path, 7) == examples(tmp_path / "a.png")
-    assert read_examples(tmp_path, 8) is None
+    assert read_examples(tmp_path, trial(7)) == examples(tmp_path / "a.png")
+    assert read_examples(tmp_path, trial(8)) is None
+
+
+def test_examples_of_a_trial_under_nni_are_found(tmp_path: Path) -> None:
+    run, folder = tmp_path / "smnas", tmp_path / "trials" / "Abc"
+    folder.mkdir(parents=True)
+    (folder / "examples.json").write_text(json.dumps(examples(tmp_path / "a.png")))
+    assert read_examples(run, trial(7, {"nni_trial": "Abc"})) == examples(tmp_path / "a.png")
+    assert read_examples(run, trial(7, {"nni_trial": "Xyz"})) is None
 
 
 def test_a_corrupt_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "trials" / "1").mkdir(parents=True)
     (tmp_path / "trials" / "1" / "examples.json").write_text("{")
     with pytest.raises(RunError, match="1/examples.json: wanted example detections"):
-        read_examples(tmp_path, 1)
+        read_examples(tmp_path, trial(1))
