@@ -10,8 +10,8 @@ other at most. What has no partner does not count
   within `SCORE`: of two boxes that tie, rounding decides which one suppresses the other. It is
   swapped.
 
-The forms agree if at most `SHARE` of all detections remain, and at most `SWAPPED` are swapped: more
-are no coincidence, but boxes that have moved.
+The forms agree if at most `SHARE` of all detections remain, at most `SWAPPED` are swapped and at
+most `AT_END` are at an end: more are no coincidence, but boxes that have moved.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ BOX_PX = 0.1
 SCORE = 1e-3
 SHARE = 0.005
 SWAPPED = 0.01
+AT_END = 0.05
 OVERLAP = NMS_THRESHOLD - 1e-3
 
 Detections = Mapping[str, Tensor]
@@ -51,7 +52,8 @@ class Parity:
         alone: without a partner.
         box_px: largest distance of two partners' corners, pixels of the input.
         score: largest difference of their scores.
-        worst: the surest without a partner that is not at an end, in words; None if there is none.
+        worst: the surest without a partner, in words, at an end only if there is no other; None if
+            there is none.
     """
 
     pictures: int
@@ -65,7 +67,8 @@ class Parity:
 
     @property
     def agrees(self) -> bool:
-        few = self.alone <= SHARE * self.detections and self.swapped <= SWAPPED * self.detections
+        limits = ((self.alone, SHARE), (self.swapped, SWAPPED), (self.at_end, AT_END))
+        few = all(count <= share * self.detections for count, share in limits)
         return self.detections > 0 and few
 
     def check(self, what: str) -> None:
@@ -85,13 +88,14 @@ class Parity:
         if not self.agrees:
             raise DeployError(
                 f"{what}: wanted at most {SHARE:.1%} of the detections without a partner (boxes"
-                f" within {BOX_PX} px, scores within {SCORE:g}) and {SWAPPED:.0%} swapped,"
-                f" got {self.alone} and {self.swapped} of {self.detections} in {self.pictures}"
-                f" pictures; the surest: {self.worst}"
+                f" within {BOX_PX} px, scores within {SCORE:g}), {SWAPPED:.0%} swapped and"
+                f" {AT_END:.0%} at a list's end, got {self.alone}, {self.swapped} and {self.at_end}"
+                f" of {self.detections} in {self.pictures} pictures; the surest: {self.worst}"
             )
 
     def to_json(self) -> dict[str, Any]:
-        rule = {"box_px": BOX_PX, "score": SCORE, "share_alone": SHARE, "share_swapped": SWAPPED}
+        shares = {"share_alone": SHARE, "share_swapped": SWAPPED, "share_at_end": AT_END}
+        rule = {"box_px": BOX_PX, "score": SCORE, **shares}
         return {**vars(self), "agrees": self.agrees, "tolerance": rule}
 
 
@@ -99,7 +103,7 @@ def compare(first: Sequence[Detections], second: Sequence[Detections]) -> Parity
     """What two forms of a detector have found in the same pictures, compared by the rule above."""
     totals = {"detections": 0, "at_end": 0, "swapped": 0, "alone": 0}
     box_px = score = 0.0
-    surest = -1.0
+    surest = (False, -1.0)
     worst: str | None = None
     for number, (one, other) in enumerate(zip(first, second, strict=True), 1):
         pairs = _partners(one, other)
@@ -115,8 +119,8 @@ def compare(first: Sequence[Detections], second: Sequence[Detections]) -> Parity
                     continue
                 why = _why_alone(own, its, index)
                 totals[why] += 1
-                sure = own["scores"][index].item()
-                if why != "at_end" and sure > surest:
+                sure = (why != "at_end", own["scores"][index].item())
+                if sure > surest:
                     surest, worst = sure, f"picture {number}: {_words(own, index)}"
     return Parity(len(first), **totals, box_px=box_px, score=score, worst=worst)
 

@@ -44,10 +44,12 @@ def test_the_command_line_compares_and_times(folder: Path, monkeypatch: pytest.M
             found = super().forward(images)
             return [one | {"boxes": one["boxes"] + 1} for one in found]
 
+    before = (folder / "model.onnx").read_bytes()
     monkeypatch.setattr(export, "OnnxDetector", Wrong)
     refused = smnas(*words, cwd=folder)
     assert_refused(refused, "wanted at most 0.5% of the detections without a partner")
-    assert not (folder / "model.onnx").exists()
+    assert (folder / "model.onnx").read_bytes() == before
+    assert not list(folder.glob(".export-*"))
 
 
 def test_a_python_file_by_the_command_line(folder: Path) -> None:

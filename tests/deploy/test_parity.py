@@ -48,7 +48,7 @@ def test_order_does_not_matter_and_distances_are_the_largest() -> None:
 def test_what_differs_is_alone(other: dict[str, torch.Tensor]) -> None:
     parity = compare([found((BOX, 0.9, 1))], [other])
     assert parity.alone + parity.swapped == 1 + len(other["scores"]) and not parity.agrees
-    wanted = "the copy: wanted at most 0.5% .* and 1% swapped, .*; the surest: picture 1: label 1"
+    wanted = "the copy: wanted at most 0.5% .*, 1% swapped and .*; the surest: picture 1: label 1"
     with pytest.raises(DeployError, match=wanted):
         parity.check("the copy")
 
@@ -100,6 +100,17 @@ def test_two_in_two_hundred_may_be_swapped() -> None:
     one = found(*rows[:-1], (moved(rows[-1][0], 1.0), rows[-1][1], 1))
     assert compare([whole, whole], [whole, one]).agrees  # 2 of 204
     assert not compare([whole, whole], [one, one]).agrees  # 4 of 204
+
+
+def test_five_in_a_hundred_may_be_at_an_end() -> None:
+    """Where all scores are low, moved boxes must not pass for ends of lists."""
+    rows = [([40.0 * k, 0.0, 40.0 * k + 20, 20.0], 0.0505, 1) for k in range(100)]
+    assert compare([found(*rows)], [found(*rows[:91])]).agrees  # 9 of 191
+    assert not compare([found(*rows)], [found(*rows[:90])]).agrees  # 10 of 190
+    parity = compare([found(*rows)], [found(*((moved(box, 1.0), s, k) for box, s, k in rows))])
+    assert parity.at_end == 200 and not parity.agrees
+    with pytest.raises(DeployError, match="got 0, 0 and 200 of 200 .*; the surest: picture 1"):
+        parity.check("the copy")
 
 
 def test_without_detections_nothing_is_shown() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -175,10 +176,12 @@ def test_killed_for_good_and_uninterrupted_end_with_the_same_weights(
 def test_two_processes_share_each_batch(data: Path, tmp_path: Path) -> None:
     """Both end with one set of weights; the first one writes; a batch must be divisible."""
     write_run(tmp_path / "run")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    torchrun += ["--master-port", "0", "-m", "smnas.cli"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", "-m", "smnas.cli"]
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "timeout": 500}
+    options |= {"capture_output": True, "text": True}
     words = [*torchrun, *map(str, arguments(data, Path("two"), 2))]
-    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(words, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("epoch 1 ") == 1
     record = json.loads((tmp_path / "two" / "metrics.json").read_text())
@@ -186,5 +189,5 @@ def test_two_processes_share_each_batch(data: Path, tmp_path: Path) -> None:
         record["epochs"] == 2 and len(scalars(tmp_path / "two" / "tensorboard")["train/total"]) == 6
     )
     odd = [*torchrun, *map(str, arguments(data, Path("odd"), 2, "--batch", 3))]
-    done = subprocess.run(odd, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(odd, **options)
     assert done.returncode != 0 and "--batch: wanted a multiple of the 2 processes" in done.stderr
