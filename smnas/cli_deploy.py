@@ -253,4 +253,3 @@ def _device(device: Device, precision: str | None) -> tuple[torch.device, bool]:
     if precision == "amp" and where.type != "cuda":
         raise ConfigError(f"--precision: wanted fp32 on {where}, got 'amp', which wants CUDA")
     return where, where.type == "cuda" and precision != "fp32"
-

@@ -41,6 +41,19 @@ STRINGS = (
 """Backbone strings of every kind of block, with strides that do and do not double the width."""
 
 
+def evolved(library: str) -> nn.Module:
+    """E0 of SM-NAS at a small input, a sample of the modular space."""
+    return build(library, E0, "160x160", MODULAR, **E0_ARGUMENTS)
+
+
+E0_ARGUMENTS = {"blocks_range": [5, 35], "neck_ends": [5, 6]}
+E0 = {
+    **{"block": "basicblock", "base_width": 64, "depth1": 1, "depth2": 2, "depth3": 2},
+    **{"depth4": 2, "double1": 2, "double2": 4, "double3": 7, "rpn": "rpn", "head": "rcnn"},
+    **{"neck": "fpn", "neck_start": 3, "neck_end": 6, "neck_width": 128},
+}
+
+
 def smallest_input(sample: Sample) -> str:
     """A square input with 3x3 cells on the sample's coarsest level."""
     return {5: "96x96", 6: "160x160", 7: "288x288"}[int(sample["neck_end"])]

@@ -160,7 +160,9 @@ def _places(pictures: Sequence[Path], out: Path) -> list[Path]:
     places = [out / name for name in names]
     overwritten = [place for place in places if place.resolve() in given]
     if overwritten:
-        raise DataError(f"-o: wanted a folder without the pictures, got {out} with {overwritten[0].name}")
+        raise DataError(
+            f"-o: wanted a folder without the pictures, got {out} with {overwritten[0].name}"
+        )
     return places
 
 

@@ -124,7 +124,9 @@ def _untimed_note(history: History) -> str | None:
     outcomes = [trial.outcome for trial in history.trials()]
     count = sum(isinstance(one, Stopped) and one.reason == "untimed" for one in outcomes)
     others = sum(isinstance(one, Measured) for one in outcomes)
-    return f"Of {count + others} detectors {count} were not timed on this device." if count else None
+    return (
+        f"Of {count + others} detectors {count} were not timed on this device." if count else None
+    )
 
 
 def latency_table(

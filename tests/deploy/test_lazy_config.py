@@ -8,7 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from two_libraries import STRUCTURAL, STRUCTURES, build, count, smallest_input
+from two_libraries import (
+    E0,
+    E0_ARGUMENTS,
+    MODULAR,
+    STRUCTURAL,
+    STRUCTURES,
+    build,
+    count,
+    smallest_input,
+)
 from whole_search import smnas
 
 from smnas.data.digits import make_digits
@@ -89,18 +98,20 @@ def test_plain_detectron2_builds_it_and_trains(tmp_path: Path) -> None:
 
 
 @detectron2
-@pytest.mark.parametrize("sample", [STRUCTURES[k] for k in (0, 1, 6)], ids=str)
+@pytest.mark.parametrize("sample", [*STRUCTURES, E0], ids=str)
 def test_the_written_model_is_the_built_one(sample: dict, tmp_path: Path) -> None:
     """Name by name and shape by shape, so that checkpoints go from one to the other."""
     pytest.importorskip("detectron2", reason="needs detectron2, see docs/detectron2.md")
     from detectron2.config import LazyConfig, instantiate
 
-    size = smallest_input(sample)
-    arguments = {"input_sizes": [size], "neck_ends": [5, 6], "head_width": 64}
-    whole = {**sample, "input_size": size}
-    (tmp_path / "config.py").write_text(lazy_config(STRUCTURAL, arguments, whole, 3))
+    size, space, arguments = smallest_input(sample), STRUCTURAL, {"neck_ends": [5, 6, 7]}
+    if sample is E0:
+        space, arguments = MODULAR, E0_ARGUMENTS
+    own = {**arguments, "input_sizes": [size], "head_width": 64}
+    text = lazy_config(space, own, {**sample, "input_size": size}, 3)
+    (tmp_path / "config.py").write_text(text)
     written = instantiate(LazyConfig.load(str(tmp_path / "config.py")).model)
-    ours = build("detectron2", sample, size).model
+    ours = build("detectron2", sample, size, space, **arguments).model
     shapes = {name: value.shape for name, value in ours.state_dict().items()}
     assert {name: value.shape for name, value in written.state_dict().items()} == shapes
     kinds = [type(module) for module in ours.modules()]

@@ -17,7 +17,6 @@ from whole_search import assert_refused, smnas
 from smnas.deploy.predict import find_pictures, numbered, predict
 from smnas.errors import DataError
 
-
 CPU = torch.device("cpu")
 
 

@@ -17,6 +17,7 @@ from two_libraries import (
     build,
     count,
     detector_state,
+    evolved,
     explained,
     features_state,
     fill,
@@ -256,7 +257,15 @@ def share_anchors(first: nn.Module, second: nn.Module) -> None:
 @pytest.mark.parametrize("library", ["torchvision", "detectron2"])
 @pytest.mark.parametrize("sample", STRUCTURES, ids=name_of)
 def test_every_option_trains_a_step_and_infers(sample: dict, library: str) -> None:
-    detector = build(library, sample, smallest_input(sample))
+    trains_a_step_and_infers(build(library, sample, smallest_input(sample)))
+
+
+@pytest.mark.parametrize("library", ["torchvision", "detectron2"])
+def test_an_evolved_detector_trains_a_step_and_infers(library: str) -> None:
+    trains_a_step_and_infers(evolved(library))
+
+
+def trains_a_step_and_infers(detector: nn.Module) -> None:
     picture = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(4))
     boxes = torch.tensor([[2.0, 2, 12, 12], [20, 4, 40, 24], [40, 10, 90, 50], [0, 0, 96, 96]])
     losses = detector([picture], [{"boxes": boxes, "labels": torch.tensor([1, 2, 3, 1])}])
