@@ -2,12 +2,14 @@
 
     python benchmarks/early_stopping.py RUN [RUN ...] [--seeds 40] [--workers 2] [--resample 100]
 
-Every RUN is a run folder whose trials trained to their end, all for the same number of epochs. Its
-trials are replayed in many random orders on simulated workers, each epoch as long as it took; at
-every rung the judge of `smnas.stopping` decides by what has finished by then. Reported for each
-setting: part of the epochs that was not trained and part of the hypervolume that was lost, as means
-with bootstrapped 95 % intervals over the orders. The oracle knows how every trial ends and stops,
-at the first rung, what something finished dominates: nobody can save more without loss.
+Every RUN is a run folder, or the folder of a later stage in it, whose trials trained to their end,
+all for the same number of epochs. Trials of the stage before are rivals from the start, as in the
+search, and part of the front. Its trials are replayed in many random orders on simulated workers,
+each epoch as long as it took; at every rung the judge of `smnas.stopping` decides by what has
+finished by then. Reported for each setting: part of the epochs that was not trained and part of the
+hypervolume that was lost, as means with bootstrapped 95 % intervals over the orders. The oracle
+knows how every trial ends and stops, at the first rung, what something finished dominates: nobody
+can save more without loss.
 
 A search may be longer than what has been recorded. `--resample N` adds a table of as many trials,
 drawn from the recorded ones with replacement, latency and curve of each scaled by chance: no
@@ -30,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smnas import pareto
-from smnas.journal import Trial, read
+from smnas.journal import FILE_NAME, Trial, read
 from smnas.objectives.vector import Objectives
 from smnas.records import Candidate, Measured
 from smnas.stopping import EarlyStopping, Judge, Line
@@ -49,11 +51,13 @@ class Recorded:
         trials: measured, with their curves.
         objectives: of the run.
         epochs: of every curve.
+        earlier: measured trials of the stage before.
     """
 
     trials: tuple[Trial, ...]
     objectives: Objectives
     epochs: int
+    earlier: tuple[Trial, ...] = ()
 
 
 def main() -> None:
@@ -88,8 +92,13 @@ def load(path: Path) -> Recorded:
     curves = {t.candidate.id: curve_of(t) for t in history.trials()}
     epochs = max(len(curve) for curve in curves.values())
     trials = [t for t in history.trials() if len(curves[t.candidate.id]) == epochs]
+    before = path.resolve().parent / FILE_NAME
+    earlier = read(before).trials() if before.is_file() else []
     return Recorded(
-        tuple(trials), Objectives(settings["objectives"], settings["reference_point"]), epochs
+        tuple(trials),
+        Objectives(settings["objectives"], settings["reference_point"]),
+        epochs,
+        tuple(trial for trial in earlier if isinstance(trial.outcome, Measured)),
     )
 
 
@@ -117,7 +126,7 @@ def resampled(run: Recorded, number: int, spread: float = 0.2) -> Recorded:
         }
         candidate = Candidate(k, one.candidate.stage, one.candidate.sample)
         trials.append(Trial(candidate, Measured(metrics, {"curve": curve}), 0.0, 1.0))
-    return Recorded(tuple(trials), run.objectives, run.epochs)
+    return Recorded(tuple(trials), run.objectives, run.epochs, run.earlier)
 
 
 def curve_of(trial: Trial) -> Sequence[Line]:
@@ -152,14 +161,18 @@ def measure(
 
 def oracle(run: Recorded, rungs: tuple[int, ...]) -> Decide:
     """Stops what is dominated by something that has finished."""
-    ends = {t.candidate.id: row(t, run.objectives) for t in run.trials}
+    ends = {key(t): row(t, run.objectives) for t in (*run.earlier, *run.trials)}
 
     def decide(candidate: Candidate, lines: Sequence[Line], finished: Sequence[Trial]) -> bool:
-        own = ends[candidate.id]
-        others = (ends[trial.candidate.id] for trial in finished)
+        own = ends[candidate.stage, candidate.id]
+        others = (ends[key(trial)] for trial in finished)
         return lines[-1]["epoch"] == rungs[0] and any((other <= own).all() for other in others)
 
     return decide
+
+
+def key(trial: Trial) -> tuple[str, int]:
+    return trial.candidate.stage, trial.candidate.id
 
 
 def replay(run: Recorded, decide: Decide, seed: int, workers: int) -> dict[str, float]:
@@ -177,7 +190,7 @@ def replay(run: Recorded, decide: Decide, seed: int, workers: int) -> dict[str, 
         over = done == run.epochs
         if over:
             finished.append(trial)
-        if over or decide(trial.candidate, lines, finished):
+        if over or decide(trial.candidate, lines, [*run.earlier, *finished]):
             if waiting:
                 heapq.heappush(running, (now, number, 0, waiting.pop(0)))
                 number += 1
@@ -185,7 +198,9 @@ def replay(run: Recorded, decide: Decide, seed: int, workers: int) -> dict[str, 
         length = seconds_of(trial) / run.epochs
         trained, seconds = trained + 1, seconds + length
         heapq.heappush(running, (now + length, place, done + 1, trial))
-    whole, kept = (volume(trials, run.objectives) for trials in (run.trials, finished))
+    whole, kept = (
+        volume([*run.earlier, *trials], run.objectives) for trials in (run.trials, finished)
+    )
     return {
         "epochs_saved": 1 - trained / (run.epochs * len(run.trials)),
         "seconds_saved": 1 - seconds / sum(map(seconds_of, run.trials)),

@@ -1,17 +1,20 @@
 """Trainings that partial order pruning saves, and members of the true front that it costs.
 
-    python benchmarks/pruning.py TABLE.csv [--seeds 10] [--candidates 200]
+    python benchmarks/pruning.py TABLE.csv [RUN ...] [--seeds 10] [--candidates 200] [--orders 100]
 
 TABLE.csv is that of NAS-Bench-Macro (arch, acc_mean, flops): every choice of its 3^8 networks is
 ordered (identity, 3x3 with expansion 3, 5x5 with expansion 6). Random search and NSGA-II propose
 candidates; flops are known before training, the judge of `smnas.stopping` decides, and what it lets
-through is looked up. Prints a table, writes results/pruning.json.
+through is looked up. The measured trials of every RUN are judged in random orders, each by those
+that were trained before it: members of the run's own front must not be lost to short trainings.
+Prints tables, writes results/pruning.json.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,17 @@ from rich.console import Console
 from rich.table import Table
 
 from smnas import pareto
-from smnas.journal import Trial
+from smnas.journal import Trial, read
 from smnas.optimizer import Optimizer
-from smnas.stopping import Judge, Pruning
+from smnas.records import Measured
+from smnas.report.tables import objectives_of
+from smnas.stopping import Judge, Pruning, no_larger
 
 MARGINS = {"random": (0.0, 0.0025, 0.005, 0.01), "nsga2": (None, 0.0025, 0.005)}
 """In parts of the accuracy's whole range, 48 points; None does not prune."""
+
+RECORDED = ((0.02, 0), (0.0, 15), (0.02, 15))
+"""Margin in mAP, and pairs that are wanted first."""
 
 POPULATION = 20
 
@@ -35,6 +43,8 @@ POPULATION = 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", type=Path)
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN")
+    parser.add_argument("--orders", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--candidates", type=int, default=200)
     arguments = parser.parse_args()
@@ -50,8 +60,54 @@ def main() -> None:
             rows.append({"algorithm": algorithm, "margin": margin, **summary(searches)})
             print(rows[-1], flush=True)
     show(rows, arguments)
-    settings = {"seeds": arguments.seeds, "candidates": arguments.candidates}
-    print(f"written to {write_results('pruning', {'settings': settings, 'rows': rows})}")
+    recorded = [
+        {"run": run.resolve().name, "margin": margin, "pairs": pairs}
+        | judged_again(run, Pruning(margin, pairs), arguments.orders)
+        for run in arguments.runs
+        for margin, pairs in RECORDED
+    ]
+    for row in recorded:
+        print(row)
+    settings = {name: vars(arguments)[name] for name in ("seeds", "candidates", "orders")}
+    results = {"settings": settings, "rows": rows, "recorded": recorded}
+    print(f"written to {write_results('pruning', results)}")
+
+
+def judged_again(run: Path, pruning: Pruning, orders: int) -> dict[str, Any]:
+    """A run's measured trials in random orders, each judged by those that were trained by then."""
+    history = read(run)
+    objectives = objectives_of(history)
+    trials = [t for t in history.trials() if isinstance(t.outcome, Measured)]
+    front = {t.candidate.id for t in pareto.front(trials, objectives)}
+    chains = history.header["space"]["monotone"]
+    judge = Judge(objectives, pruning, None, chains)
+    pruned: list[int] = []
+    for seed in range(orders):
+        trained: list[Trial] = []
+        for index in np.random.default_rng(seed).permutation(len(trials)):
+            trial = trials[index]
+            assert trial.outcome is not None
+            line = {"epoch": 0, "latency_ms": trial.outcome.metrics["latency_ms"]}
+            if judge.verdict(trial.candidate, [line], trained):
+                pruned.append(trial.candidate.id)
+            else:
+                trained.append(trial)
+    worse = [
+        larger_map - smaller_map
+        for (smaller, smaller_map), (larger, larger_map) in permutations(
+            [(t.candidate.sample, t.outcome.metrics["map"]) for t in trials if t.outcome], 2
+        )
+        if no_larger(smaller, larger, chains)
+    ]
+    return {
+        "trials": len(trials),
+        "pairs_that_compare": len(worse),
+        "pairs_that_break_the_order": sum(gap < 0 for gap in worse),
+        "largest_excess": max(0.0, -min(worse)),
+        "not_trained": len(pruned) / (orders * len(trials)),
+        "front_met": orders * len(front),
+        "front_pruned": sum(number in front for number in pruned),
+    }
 
 
 def search(

@@ -36,23 +36,35 @@ FEWEST = 6
 but four may lie on a line by chance (benchmarks/early_stopping.py).
 """
 
+MOST = 300
+"""Trained networks, the newest ones, that are compared in pairs: it takes a quarter of a second."""
+
 
 @dataclass(frozen=True)
 class Pruning:
     """Partial order pruning (Li et al. 2019): what is smaller is at most as accurate.
 
+    How well that holds depends on the recipe: short trainings favour small networks. So nothing is
+    pruned until enough pairs of trained networks are there to show it, and what the worst of them
+    shows goes before a narrower margin.
+
     Args:
         margin: by how much a smaller network may exceed a larger one, in the unit of the objective
-            that training decides; at least 0.
+            that training decides; at least 0. Never less than trained networks of the run do.
+        pairs: trained networks of which one is no larger than the other, before anything is pruned;
+            at least 0.
 
     Raises:
-        ConfigError: the margin is out of range.
+        ConfigError: a value is out of range.
     """
 
     margin: float = 0.02
+    pairs: int = 15
 
     def __post_init__(self) -> None:
         _check("margin", self.margin, lambda v: v >= 0, "a number of at least 0")
+        whole = "a whole number of at least 0"
+        _check("pairs", self.pairs, lambda v: v >= 0 and isinstance(v, int), whole)
 
 
 @dataclass(frozen=True)
@@ -253,8 +265,11 @@ class Judge:
         ]
         if not larger:
             return None
+        excesses = self._excesses(known)
+        if len(excesses) < self._pruning.pairs:
+            return None
         worst = max(larger, key=lambda one: one.learned)
-        bound = worst.learned - self._pruning.margin
+        bound = worst.learned - max(self._pruning.margin, *excesses, 0.0)
         if best.learned > bound:
             return None
         limit, ceiling, rival = (
@@ -266,6 +281,18 @@ class Judge:
             f" {self._others(learned)}"
         )
         return Stopped("pruned", detail, metrics, {learned: limit})
+
+    def _excesses(self, known: Sequence[_Known]) -> list[float]:
+        """By how much the smaller network is the better one, of all pairs that compare."""
+        return [
+            larger.learned - smaller.learned
+            for smaller in known[-MOST:]
+            for larger in known[-MOST:]
+            if larger is not smaller
+            and no_larger(
+                smaller.trial.candidate.sample, larger.trial.candidate.sample, self._chains
+            )
+        ]
 
     # -- at a rung ------------------------------------------------------------------------------
 

@@ -30,7 +30,9 @@ def run(toy_header: dict, tmp_path: Path) -> Callable[..., Path]:
         for k in range(6):
             quality = 0.2 + 0.1 * k
             curve = [{"epoch": 1, "map": quality / 4}, {"epoch": 2, "map": quality}]
-            candidate = Candidate(k, "structural", {**FLAT, "d0": 4, "d1": k % 5})
+            # larger ones are better, and the last one compares with none
+            sample = {**FLAT, "d0": 4, "d1": k % 5, "kind": "b" if k == 5 else "a"}
+            candidate = Candidate(k, "structural", sample)
             journal.asked(candidate)
             metrics = {"latency_ms": 10.0 + k, "map": quality}
             journal.told(k, Measured(metrics, {"curve": curve}))
@@ -71,7 +73,7 @@ def test_a_trial_that_may_reach_the_front_is_good(run: Callable[..., Path]) -> N
 
 
 def test_a_trial_is_pruned_before_training(run: Callable[..., Path]) -> None:
-    folder = run(pruning={"margin": 0.05})
+    folder = run(pruning={"margin": 0.05, "pairs": 0})
     # no larger than candidate 1, which has 0.3; candidate 2 has 0.4 at 12 ms
     assert ParetoAssessor(folder).assess_trial("AbC", [before(12)]) is AssessResult.Bad
     verdict = read_outcome(folder / "trials" / "9", OWN)
@@ -111,6 +113,6 @@ def test_outside_nni_there_is_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_run_is_that_of_the_dispatcher(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = run(pruning={"margin": 0.05})
+    folder = run(pruning={"margin": 0.05, "pairs": 0})
     monkeypatch.setenv("NNI_LOG_DIRECTORY", str(folder.parent / "log"))
     assert ParetoAssessor().assess_trial("AbC", [before(12)]) is AssessResult.Bad

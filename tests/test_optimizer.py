@@ -524,7 +524,7 @@ def test_contract_with_pruning(
         known = {"large": LARGE, "rival": RIVAL}
         return fresh(name, encoding, objectives, 0, generational, known)
 
-    judge = Judge(objectives, Pruning(0.0), None, TOY_SIZES)
+    judge = Judge(objectives, Pruning(0.0, pairs=0), None, TOY_SIZES)
     whole, cut = make(), make()
     trials: list[Trial] = []
     for _ in range(4 * POPULATION):

@@ -81,7 +81,7 @@ def test_options_compare_along_any_list() -> None:
 def prune(
     objectives: Objectives, trials: Sequence[Trial], latency: float = 20.0, margin: float = 0.02
 ) -> Stopped | None:
-    judge = Judge(objectives, Pruning(margin), None, TOY_SIZES)
+    judge = Judge(objectives, Pruning(margin, pairs=0), None, TOY_SIZES)
     return judge.verdict(Candidate(9, "structural", FLAT), [before(latency)], trials)
 
 
@@ -126,6 +126,23 @@ def test_the_tightest_of_several_bounds_counts(objectives: Objectives) -> None:
     better = measured(4, 45.0, 0.6, {**DEEP, "d1": 4})
     verdict = prune(objectives, [better, LARGER, RIVAL])
     assert verdict is not None and "no larger than 3," in verdict.detail
+
+
+def test_what_trained_networks_show_goes_before_the_margin(objectives: Objectives) -> None:
+    """A network that is smaller than 3 and better by .05, and no fewer pairs than are wanted."""
+    broken = measured(6, 60.0, 0.35, {**DEEP, "d3": 1})
+    better = measured(7, 20.0, 0.345, {**FLAT, "kind": "c"})
+    best = measured(8, 20.0, 0.355, {**FLAT, "kind": "c"})
+
+    def judged(trials: Sequence[Trial], pairs: int) -> Stopped | None:
+        judge = Judge(objectives, Pruning(0.02, pairs), None, TOY_SIZES)
+        return judge.verdict(Candidate(9, "structural", FLAT), [before(20.0)], trials)
+
+    assert judged([LARGER, broken, better], 1) is None
+    verdict = judged([LARGER, broken, best], 1)
+    assert verdict is not None and "map 0.35 at best" in verdict.detail
+    assert judged([LARGER, broken, best], 2) is None
+    assert judged([LARGER, best], 1) is None
 
 
 def test_what_is_known_before_training_has_to_be_no_worse_altogether() -> None:
@@ -302,6 +319,7 @@ def test_trials_are_stopped_wrongly_no_more_often_than_confidence_says(
     [
         ({"margn": 0.1}, "a.yml: pruning: no setting named 'margn'; did you mean 'margin'"),
         ({"margin": -0.1}, "a.yml: pruning: margin: wanted a number of at least 0, got -0.1"),
+        ({"pairs": 1.5}, "a.yml: pruning: pairs: wanted a whole number of at least 0, got 1.5"),
         ({"margin": True}, "margin: wanted a number of at least 0, got True"),
     ],
 )
@@ -353,7 +371,7 @@ def test_a_header_says_what_its_judge_does(toy_header: dict) -> None:
 def test_a_watch_judges_by_what_the_journal_holds_by_then(
     toy_header: dict, objectives: Objectives, tmp_path: Path
 ) -> None:
-    toy_header["experiment"]["pruning"] = {"margin": 0.02}
+    toy_header["experiment"]["pruning"] = {"margin": 0.02, "pairs": 0}
     toy_header["space"]["monotone"] = TOY_SIZES
     judge = Judge.of(toy_header)
     assert judge is not None
