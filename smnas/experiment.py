@@ -28,7 +28,7 @@ from smnas.stopping import early_stopping_from, pruning_from
 from smnas.training.recipe import Recipe
 
 DATA_VARIABLE = "SMNAS_DATA"
-"""Environment variable: the data set that the shipped experiment files take instead of their own."""
+"""Environment variable: the data set that the shipped experiment files take for their own."""
 
 
 @dataclass(frozen=True)

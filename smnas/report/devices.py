@@ -32,8 +32,9 @@ def open_run(run: Path | str, device: str | None = None, mixed_devices: bool = F
         run: its folder, the journal in it, or the id of an NNI experiment.
         device: take the latencies of this one: those that `smnas latency` measured again on it, or
             the trials' own where they ran on it; candidates with neither count as stopped, with
-            reason `untimed`. A part of the name will do. Latencies under other conditions than the run's count as another
-            device's, which only a `device` with a bracket means: `GPU A [batch 8]`, or `[batch 8]`.
+            reason `untimed`. A part of the name will do. Latencies under other conditions than the
+            run's count as another device's, which only a `device` with a bracket means:
+            `GPU A [batch 8]`, or `[batch 8]`.
         mixed_devices: compare latencies of different devices all the same.
 
     Raises:

@@ -38,9 +38,9 @@ def find_examples(
 
     Returns:
         Plain JSON: `categories`, names in the order of labels, which count from 1, and
-        `category_ids`, what the annotations call them; `pictures`, each with its `file`, `width`, `height`, `truth` (`[x0, y0, x1, y1, label]` an object) and
-        `found` (the same and a score, above `LEAST_SCORE`, surest first). Boxes are in pixels of
-        the file.
+        `category_ids`, what the annotations call them; `pictures`, each with its `file`, `width`,
+        `height`, `truth` (`[x0, y0, x1, y1, label]` an object) and `found` (the same and a score,
+        above `LEAST_SCORE`, surest first). Boxes are in pixels of the file.
     """
     chosen = dataset.view(_spread(_with_objects(dataset)), dataset.input_size)
     was_training = model.training
