@@ -265,12 +265,14 @@ class Judge:
         ]
         if not larger:
             return None
-        excesses = self._excesses(known)
-        if len(excesses) < self._pruning.pairs:
-            return None
         worst = max(larger, key=lambda one: one.learned)
-        bound = worst.learned - max(self._pruning.margin, *excesses, 0.0)
+        bound = worst.learned - self._pruning.margin
         if best.learned > bound:
+            return None
+        # only now, because it takes the longest
+        excesses = self._excesses(known)
+        bound = worst.learned - max(self._pruning.margin, *excesses, 0.0)
+        if best.learned > bound or len(excesses) < self._pruning.pairs:
             return None
         limit, ceiling, rival = (
             self._natural(learned, value) for value in (bound, worst.learned, best.learned)

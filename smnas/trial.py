@@ -26,6 +26,7 @@ from smnas.data.coco import CocoDataset, DataFolder, collate
 from smnas.data.split import split_ids
 from smnas.detectors.components import parse_input_size
 from smnas.detectors.nas import ModelSpace
+from smnas.detectors.norms import describe_norm
 from smnas.errors import ConfigError, DataError, TrialFailure, UserError
 from smnas.nni_runs import end_with_manager
 from smnas.objectives.cost import measure_cost, peak_memory_mb
@@ -299,7 +300,8 @@ def _fit(
         channels_last=device.type == "cuda",
     )
     last = {name: value for name, value in curve[-1].items() if name not in ("epoch", "loss")}
-    info = {"curve": curve, "batch_parts": stats.parts, "recipe": settings.recipe.describe()}
+    recipe = f"{settings.recipe.describe()}, {describe_norm(detector)}"
+    info = {"curve": curve, "batch_parts": stats.parts, "recipe": recipe}
     return last | {"train_seconds": stats.seconds}, info
 
 

@@ -88,7 +88,9 @@ def test_a_trial_measures_everything_and_twice_the_same(settings: Settings, tmp_
     before = epochs.pop(0)
     assert before["epochs"] == 2 and before["latency_ms"] == metrics["latency_ms"]
     assert "map" not in before
-    assert outcome.info["recipe"].startswith("2 epochs from scratch, batch 4, ")
+    recipe = outcome.info["recipe"]
+    assert recipe.startswith("2 epochs, batch 4, ")
+    assert recipe.endswith(", GroupNorm with weight standardisation")
     assert outcome.info["curve"] == epochs and outcome.info["latency"]["input_size"] == (96, 96)
     again = run_trial(settings, SAMPLE, lambda epoch: None)
     assert isinstance(again, Measured)

@@ -121,6 +121,17 @@ class WeightStandardizedConv2d(nn.Conv2d):
         return {**self.__dict__, "_kept": None}
 
 
+def describe_norm(module: nn.Module) -> str:
+    """What a detector normalises with, in words, whichever library it is built with."""
+    modules = list(module.modules())
+    groups = any(isinstance(one, nn.GroupNorm) for one in modules)
+    if any(isinstance(one, WeightStandardizedConv2d) for one in modules):
+        return "GroupNorm with weight standardisation"
+    if any("FrozenBatchNorm" in type(one).__name__ for one in modules):
+        return "frozen BatchNorm"
+    return "GroupNorm" if groups else "BatchNorm"
+
+
 def standardize_weights(module: nn.Module, norm: str) -> None:
     """Replaces the convolutions in front of a norm, those without bias, if the norm is `gn_ws`.
 

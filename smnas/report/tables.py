@@ -226,7 +226,9 @@ def training_note(history: History) -> str | None:
     """
     outcomes = [trial.outcome for trial in history.trials()]
     recipes = [o.info["recipe"] for o in outcomes if isinstance(o, Measured) and "recipe" in o.info]
-    lines = [f"Trained: {recipe}." for recipe in dict.fromkeys(recipes)]
+    arguments = history.header["experiment"].get("space_args", {})
+    start = "backbones from ImageNet weights" if arguments.get("pretrained") else "from scratch"
+    lines = [f"Trained {start}: {recipe}." for recipe in dict.fromkeys(recipes)]
     tau = history.header.get("proxy_tau")
     if tau is not None:
         lines.append(f"Kendall's tau between mAP after this and after long training: {tau:.2f}.")

@@ -119,7 +119,7 @@ class Recipe:
         jitter = "none" if self.scale_jitter is None else "{:g} to {:g}".format(*self.scale_jitter)
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         return (
-            f"{epochs} from scratch, batch {self.batch}, SGD lr {self.peak_lr:g} momentum"
+            f"{epochs}, batch {self.batch}, SGD lr {self.peak_lr:g} momentum"
             f" {self.momentum:g} weight decay {self.weight_decay:g}, warm-up "
             f"{self.warmup_iterations} steps (at most {WARMUP_SHARE:.0%}) from "
             f"{self.warmup_factor:g}x, cosine to 0, gradients clipped at {self.clip_norm:g}, "

@@ -12,6 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from smnas.detectors.norms import (
     WeightStandardizedConv2d,
+    describe_norm,
     group_count,
     head_norm_layer,
     norm_layer,
@@ -53,6 +54,21 @@ def is_right(module: nn.Conv2d) -> bool:
 def test_groups_divide_the_channels(channels, groups):
     assert group_count(channels) == groups
     assert channels % groups == 0
+
+
+@pytest.mark.parametrize(
+    ("norm", "words"),
+    [
+        ("gn_ws", "GroupNorm with weight standardisation"),
+        ("gn", "GroupNorm"),
+        ("bn", "BatchNorm"),
+        ("frozen_bn", "frozen BatchNorm"),
+    ],
+)
+def test_norms_in_words(norm: str, words: str) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm_layer(norm)(8))
+    standardize_weights(module, norm)
+    assert describe_norm(module) == words
 
 
 def test_norm_layers_by_name():

@@ -102,7 +102,7 @@ def test_a_trial_shows_its_training_latency_and_examples(toy_header: dict, tmp_p
     assert first["gpu"].startswith("driver 580.65; SM clock 1410 MHz")
     assert found["runs"][0]["cards"] == [{"device": "cpu", "input_size": [96, 64]}]
     assert found["runs"][0]["recipes"] == ["2 epochs"] and found["device"] == "cpu"
-    assert found["notes"] == ["Trained: 2 epochs."]
+    assert found["notes"] == ["Trained from scratch: 2 epochs."]
     assert "examples" not in first
     boxes = [[0, 0, 160, 160, 1, 50]]
     assert second["examples"] == [{"picture": k, "boxes": boxes} for k in range(4)]
