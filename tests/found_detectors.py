@@ -94,7 +94,9 @@ def spread(detector: nn.Module) -> nn.Module:
     for name, value in detector.named_parameters():
         if any(layer in name for layer in ("cls_score", "cls_logits", "objectness")):
             noise = torch.randn(value.shape, generator=generator)
-            value.data = noise * (0.5 if value.dim() > 1 else 0.1)
+            # a RetinaNet's maps are large, and its scores would all be 1
+            scale = 0.05 if "classification_head" in name else 0.5
+            value.data = noise * (scale if value.dim() > 1 else 0.1)
     return detector.eval()
 
 
