@@ -12,6 +12,7 @@ measured detector with it is taken, and the record says so. It goes on where it 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,17 @@ from common import write_results
 from smnas import pareto
 from smnas.deploy.export import parity_line, to_onnx, to_python_file
 from smnas.deploy.ranks import Ranks
-from smnas.deploy.saved import candidate, open_detector
+from smnas.deploy.saved import Opened, candidate, open_detector
+from smnas.deploy.score import open_val, score
 from smnas.deploy.settings import Training
 from smnas.deploy.train import train_detector
 from smnas.detectors.components import HEADS
 from smnas.journal import History, Trial, read_run
+from smnas.quiet import QuietDevice
 from smnas.records import Measured
 from smnas.report.tables import objectives_of
+
+CPU = torch.device("cpu")
 
 
 def members(history: History) -> dict[str, tuple[Trial, bool]]:
@@ -57,10 +62,14 @@ def _metric(name: str) -> Callable[[Trial], float]:
 
 def chain(target: str, data: Path, epochs: int, folder: Path, compiled: bool) -> dict[str, Any]:
     """Trains a candidate and takes it out of smnas; what came out at each step."""
-    plan, recipe, _, _ = candidate(target)
+    found, recipe = candidate(target)
+    plan = found.plan
     training = Training(data.resolve(), recipe({"epochs": epochs}), seed=plan.seed, every=0)
     result = train_detector(plan, training, folder, Ranks())
     opened = open_detector(str(folder))
+    again = evaluated(opened, data, training.recipe.batch)
+    if again != result["metrics"]:
+        sys.exit(f"deploy_chain: wanted the training's metrics {result['metrics']}, got {again}")
     onnx = to_onnx(opened, folder / "model.onnx", dynamic=False, compiled=compiled)
     whole = to_onnx(opened, folder / "any_size.onnx", dynamic=True, compiled=False)
     python = to_python_file(opened, folder / "exported.py")
@@ -76,6 +85,14 @@ def chain(target: str, data: Path, epochs: int, folder: Path, compiled: bool) ->
         "onnx_any_size": whole["parity"],
         "python": python["parity"],
     }
+
+
+def evaluated(opened: Opened, data: Path, batch: int) -> dict[str, float]:
+    """What `smnas evaluate` says of the folder's weights."""
+    detector = opened.load(CPU)
+    val = open_val(opened, data, str(detector.input_size))
+    found = score(detector, val, device=CPU, batch=batch, quiet=QuietDevice("cpu"))
+    return dict(found.metrics)
 
 
 def main() -> None:
