@@ -8,7 +8,11 @@ window), `no window` the same without asking others for quiet, `plain` the mean 
 `time.time()` on the detector as it was built. First with nothing else of ours on the machine, then
 beside `smnas trial` training on all of its cores. For each pair of rounds: Kendall's tau between
 the two orders of the detectors, and the median over detectors of |a - b| / ((a + b) / 2).
-One thread a measurement; about 8 minutes on two cores, which nothing else should use.
+
+A machine whose own speed drifts, as virtual ones do, makes every method look bad. So a reference
+detector is timed in a quiet window just before and after each detector; the table says how far it
+strayed, and both numbers again with each time divided by the reference's at that moment.
+One thread a measurement; about 10 minutes on two cores, which nothing else should use.
 Prints a table and writes benchmarks/results/latency_trust.json.
 """
 
@@ -58,6 +62,9 @@ BUSY = {
 }  # fmt: skip
 """The detector that trains meanwhile."""
 
+REFERENCE = {**BUSY, "neck_width": 64, "input_size": "96x72"}
+"""Timed around each detector, to see how fast the machine is."""
+
 SEED, CALLS = 0, 10
 METHODS = ("smnas", "no window", "plain")
 START_SECONDS = 600
@@ -78,14 +85,22 @@ def main() -> None:
         with training(folder, len(os.sched_getaffinity(0))):
             found["beside a trial"] = measure(samples, arguments.repeats, folder)
     rows = [
-        {"situation": situation, "method": method, **agreement(np.array(times))}
+        {
+            "situation": situation,
+            "method": method,
+            **agreement(np.array(methods[method])),
+            "drift_taken_out": agreement(np.array(methods[method]) / speed(methods)),
+        }
         for situation, methods in found.items()
-        for method, times in methods.items()
+        for method in METHODS
     ]
-    show(rows)
+    drift = {situation: strayed(speed(methods)) for situation, methods in found.items()}
+    show(rows, drift)
     results = {
         "detectors": [dict(sample) for sample in samples],
+        "reference": REFERENCE,
         "agreement": rows,
+        "drift": drift,
         "times_ms": found,
         "seconds": time.monotonic() - began,
     }
@@ -103,18 +118,23 @@ def draw(count: int) -> list[Sample]:
 
 
 def measure(samples: list[Sample], repeats: int, folder: Path) -> dict[str, list[list[float]]]:
-    """Milliseconds by method: a row a round, a column a detector."""
+    """Milliseconds by method: a row a round, a column a detector; those of the reference before and
+    after each detector, a column more.
+    """
     shared, own = QuietDevice("cpu"), QuietDevice("cpu", folder / "nobody_else")
-    times: dict[str, list[list[float]]] = {method: [] for method in METHODS}
+    times: dict[str, list[list[float]]] = {method: [] for method in (*METHODS, "reference")}
+    reference = build(REFERENCE)
     for number in range(repeats):
-        for method in METHODS:
-            times[method].append([])
+        for column in times.values():
+            column.append([])
+        times["reference"][-1].append(as_in_a_trial(reference, shared, quick=True))
         for sample in samples:
             detector = build(sample)
             # first, because it is to meet the detector as it was built
             times["plain"][-1].append(plain_loop(detector))
             times["no window"][-1].append(as_in_a_trial(detector, own))
             times["smnas"][-1].append(as_in_a_trial(detector, shared))
+            times["reference"][-1].append(as_in_a_trial(reference, shared, quick=True))
         print(f"round {number + 1} of {repeats}: {json.dumps(times['smnas'][-1])}", flush=True)
     return times
 
@@ -123,10 +143,12 @@ def build(sample: Sample) -> nn.Module:
     return fresh_detector(lambda: open_space(SPACE, None, **SPACE_ARGUMENTS), sample, SEED)
 
 
-def as_in_a_trial(detector: nn.Module, quiet: QuietDevice) -> float:
+def as_in_a_trial(detector: nn.Module, quiet: QuietDevice, quick: bool = False) -> float:
     size = parse_input_size(str(detector.input_size))
-    device = torch.device("cpu")
-    return measure_latency(detector, size, device=device, quiet=quiet, threads=1).median_ms
+    options: dict[str, Any] = {"device": torch.device("cpu"), "quiet": quiet, "threads": 1}
+    if quick:
+        options["min_seconds"] = 0.5
+    return measure_latency(detector, size, **options).median_ms
 
 
 def plain_loop(detector: nn.Module) -> float:
@@ -199,9 +221,34 @@ def agreement(times: np.ndarray) -> dict[str, Any]:
     }
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="Test and retest (mean over pairs of rounds, lowest to highest)")
-    for name in ("situation", "method", "Kendall's tau", "deviation %", "median ms"):
+def speed(methods: dict[str, list[list[float]]]) -> np.ndarray:
+    """The reference's time around each measurement, over its median; above 1 where it is slow."""
+    around = np.array(methods["reference"])
+    return (around[:, :-1] + around[:, 1:]) / 2 / np.median(around)
+
+
+def strayed(speeds: np.ndarray) -> dict[str, float]:
+    """How far the reference strayed from its own median, and between neighbouring detectors."""
+    steps = np.abs(np.diff(speeds, axis=1))
+    return {
+        "slowest": float(speeds.max()),
+        "fastest": float(speeds.min()),
+        "median_step": float(np.median(steps)),
+    }
+
+
+def show(rows: list[dict[str, Any]], drift: dict[str, dict[str, float]]) -> None:
+    words = [
+        f"{situation}: the reference took {one['fastest']:.2f} to {one['slowest']:.2f} x its median"
+        for situation, one in drift.items()
+    ]
+    table = Table(
+        title="Test and retest (mean over pairs of rounds, lowest to highest)",
+        caption="\n".join(words),
+        caption_justify="left",
+    )
+    names = ("situation", "method", "Kendall's tau", "deviation %", "median ms")
+    for name in (*names, "tau without drift", "deviation % without drift"):
         table.add_column(name)
     for row in rows:
         tau, deviation = row["tau_range"], [100 * value for value in row["deviation_range"]]
@@ -211,6 +258,8 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['tau']:.3f} ({tau[0]:.3f} to {tau[1]:.3f})",
             f"{100 * row['deviation']:.2f} ({deviation[0]:.2f} to {deviation[1]:.2f})",
             f"{row['median_ms']:.1f}",
+            f"{row['drift_taken_out']['tau']:.3f}",
+            f"{100 * row['drift_taken_out']['deviation']:.2f}",
         )
     Console(width=120).print(table)
 
