@@ -5,6 +5,7 @@ Skipped where there is no Chromium with its driver; `.ci/run` tries to bring the
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -227,3 +228,22 @@ def test_one_objective_is_drawn_over_trials(
     one(browser, "#rows tbody button").click()
     assert one(browser, "#card h2").text == "#1"
     assert browser.get_log("browser") == []
+
+
+def test_in_print_the_card_follows_the_page_and_controls_are_gone(
+    browser: Chrome, tmp_path: Path
+) -> None:
+    show(browser, tmp_path, COMMITTED)
+    one(browser, "#pick button").click()
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert not one(browser, "#limit").is_displayed()
+        assert one(browser, "#front svg").is_displayed()
+        card = one(browser, "#card")
+        assert card.value_of_css_property("position") == "static"
+        table = one(browser, "#page")
+        assert card.location["y"] >= table.location["y"] + table.size["height"]
+        printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]
+        assert base64.b64decode(printed).startswith(b"%PDF")
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
