@@ -12,8 +12,11 @@ from typing import Any
 
 import pynvml
 
+LOCKED = "clocks set by the user"
+"""Listed among the reasons, but no throttling: locked clocks make latencies repeat."""
+
 _REASONS = {
-    "nvmlClocksEventReasonApplicationsClocksSetting": "clocks set by the user",
+    "nvmlClocksEventReasonApplicationsClocksSetting": LOCKED,
     "nvmlClocksEventReasonSwPowerCap": "software power cap",
     "nvmlClocksEventReasonHwSlowdown": "hardware slowdown",
     "nvmlClocksEventReasonSyncBoost": "sync boost",

@@ -12,7 +12,7 @@ from rich.table import Table
 from smnas import pareto
 from smnas.detectors.operators import INNER, string_of
 from smnas.encoding import Encoding
-from smnas.gpu import GpuState, worst
+from smnas.gpu import LOCKED, GpuState, worst
 from smnas.journal import History, Trial
 from smnas.objectives.vector import Objectives
 from smnas.records import Candidate, Measured, Option, Stopped, identity
@@ -194,7 +194,9 @@ def gpu_note(states: Sequence[Mapping[str, Any] | None]) -> str | None:
     }
     words = [word for word, value in known.items() if value is not None]
     if throttling is not None:
-        words.append(f"throttled: {', '.join(throttling)}" if throttling else "not throttled")
+        held = [reason for reason in throttling if reason != LOCKED]
+        words += [LOCKED] * (LOCKED in throttling)
+        words.append(f"throttled: {', '.join(held)}" if held else "not throttled")
     return "; ".join(words)
 
 

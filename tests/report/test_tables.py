@@ -100,6 +100,8 @@ def test_the_note_on_a_gpu() -> None:
     assert tables.gpu_note([None]) is None
     quiet = {**STATE, "throttling": []}
     assert str(tables.gpu_note([quiet])).endswith("61 °C; not throttled")
+    locked = {**STATE, "throttling": ["clocks set by the user"]}
+    assert str(tables.gpu_note([locked])).endswith("; clocks set by the user; not throttled")
     silent = dict.fromkeys(STATE) | {"driver": "580.65"}
     assert tables.gpu_note([silent]) == "driver 580.65"
 
