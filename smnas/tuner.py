@@ -243,7 +243,8 @@ class ParetoTuner(Tuner):
     # -- the journal ----------------------------------------------------------------------------
 
     def _open_journal(self, folder: Path, optimizer: Optimizer) -> None:
-        from smnas.search import header, only_search
+        from smnas.assembly import header
+        from smnas.search import only_search
 
         run = nni_runs.run_folder(folder)
         # until this process ends: a dispatcher that outlived its manager may still write
@@ -284,8 +285,8 @@ _STOPPED = ("USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 
 
 def _make_optimizer(settings: SearchSettings, search_space: Mapping[str, Any]) -> Optimizer:
+    from smnas.assembly import make_optimizer
     from smnas.nni_space import encoding_of
-    from smnas.search import make_optimizer
 
     if settings.space is None:
         return make_optimizer(settings, encoding_of(search_space))

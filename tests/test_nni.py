@@ -27,6 +27,7 @@ from nni_trial import made_up
 from rich.console import Console
 
 from smnas import load_result, nni_runs
+from smnas.assembly import make_optimizer
 from smnas.display import SearchDisplay
 from smnas.encoding import Encoding
 from smnas.experiment import SearchSettings, load_experiment
@@ -34,7 +35,7 @@ from smnas.journal import Asked, History, Told, read
 from smnas.nni_space import encoding_of
 from smnas.records import Candidate, Failed, Measured, Outcome, Stopped
 from smnas.report import tables
-from smnas.search import Overrides, make_optimizer, search
+from smnas.search import Overrides, search
 from smnas.spaces import open_space
 from smnas.stopping import FEWEST
 

@@ -65,10 +65,13 @@ def test_the_table_says_how_short_the_training_was_and_how_far_to_trust_it(
     told = next(e for e in others if isinstance(e, Told) and isinstance(e.outcome, Measured))
     trained = Told(told.id, Measured(told.outcome.metrics, {"recipe": "2 epochs"}), told.time)
     events = (first, *(trained if event is told else event for event in others))
-    assert tables.training_note(History(history.header, events)) == "Trained from scratch: 2 epochs."
+    assert (
+        tables.training_note(History(history.header, events)) == "Trained from scratch: 2 epochs."
+    )
     trusted = History({**history.header, "proxy_tau": 0.714}, events)
     assert tables.training_note(trusted) == (
-        "Trained from scratch: 2 epochs.\nKendall's tau between mAP after this and after long training: 0.71."
+        "Trained from scratch: 2 epochs.\n"
+        "Kendall's tau between mAP after this and after long training: 0.71."
     )
     rows = tables.front_rows(trusted)
     console = Console(width=200, record=True, file=io.StringIO())
