@@ -12,7 +12,7 @@ import nni
 import pytest
 from toy import toy_outcome, toy_space
 
-from smnas import load_result, nni_runs, search
+from smnas import assembly, load_result, nni_runs
 from smnas import tuner as module
 from smnas.encoding import Encoding
 from smnas.errors import ConfigError, JournalError, SpaceError
@@ -38,7 +38,7 @@ def make(
 ) -> Callable[[], ParetoTuner]:
     """Tuners over the toy space that have been given the search space and have no journal."""
     monkeypatch.setattr(
-        search,
+        assembly,
         "make_optimizer",
         lambda settings: Optimizer(encoding, objectives, population=settings.population),
     )
