@@ -77,10 +77,11 @@ def main() -> None:
     about = {name: make().about for name, make in problems.items()}
     for name, rows in summary.items():
         _print(f"{name}: {about[name]}", rows)
-    _plot(wanted, about, RESULTS / "search_efficiency.png")
     settings = {"population": POPULATION, "budget": BUDGET, "budgets": BUDGETS, "area": AREA}
     results = {"settings": settings, "problems": about, "summary": summary}
     print(f"written to {write_results('search_efficiency', results)}")
+    # last, because a changed picture would make the source tree look changed
+    _plot(wanted, about, RESULTS / "search_efficiency.png")
 
 
 def _arguments() -> argparse.Namespace:
