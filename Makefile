@@ -10,7 +10,7 @@ SOURCES := smnas search_spaces tests benchmarks
 
 help:
 	@echo "make demo    search detectors for digit scenes, two stages, and show the front (at most 12 minutes on 2 cores)"
-	@echo "make test    run the test suite (about 15 minutes on 2 cores)"
+	@echo "make test    run the test suite (about 10 minutes on 2 cores)"
 	@echo "make test-remote  NNI's remote machines, for real: installs OpenSSH's server where it is missing (at most 3 minutes)"
 	@echo "make setup   make the environment only"
 	@echo "make lint    black, isort, flake8, mypy"
