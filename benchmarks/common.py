@@ -6,7 +6,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +48,45 @@ def command() -> str:
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
-def measure_cells(work: Path, cells: Iterable[Cell], measure: Callable[[Cell], Cell]) -> list[Cell]:
+def measure_cells(
+    work: Path, cells: Sequence[Cell], measure: Callable[[Cell], Cell], jobs: int = 1
+) -> list[Cell]:
     """Measures what the work file does not hold yet; one line a cell, so that a rerun goes on.
 
     Args:
         work: JSON Lines; made if it is not there.
         cells: each described completely, for its description is what a rerun knows it by.
         measure: gives what came out, to be added to the cell.
+        jobs: how many are measured at a time, each in a thread where there are several.
 
     Returns:
         The cells with what came out, in their order.
     """
     work.parent.mkdir(parents=True, exist_ok=True)
     done = {_key(line["cell"]): line["result"] for line in _whole_lines(work)}
-    rows = []
-    for cell in cells:
-        if _key(cell) not in done:
-            done[_key(cell)] = measure(cell)
-            with work.open("a") as file:
-                file.write(json.dumps({"cell": cell, "result": done[_key(cell)]}) + "\n")
-            print(json.dumps(cell | done[_key(cell)]), flush=True)
-        rows.append(cell | done[_key(cell)])
-    return rows
+    left = [cell for cell in cells if _key(cell) not in done]
+    for cell, result in _measured(left, measure, jobs):
+        done[_key(cell)] = result
+        with work.open("a") as file:
+            file.write(json.dumps({"cell": cell, "result": result}) + "\n")
+        print(json.dumps(cell | result), flush=True)
+    return [cell | done[_key(cell)] for cell in cells]
+
+
+def _measured(
+    cells: Sequence[Cell], measure: Callable[[Cell], Cell], jobs: int
+) -> Iterator[tuple[Cell, Cell]]:
+    """Cells with what came out, as it comes."""
+    if jobs == 1:
+        yield from ((cell, measure(cell)) for cell in cells)
+        return
+    pool = ThreadPoolExecutor(jobs)
+    waiting = {pool.submit(measure, cell): cell for cell in cells}
+    try:
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def train_once(

@@ -7,12 +7,14 @@ usual hand-made detectors are trained from scratch with one and the same longer 
 whole train part, several seeds each, and evaluated on `val`, which no search has seen. Their
 latencies are measured again in this process, in turns, with the trained weights. Every training is
 one line of the work file, so a rerun goes on where it was stopped; `--jobs` trains as many at a
-time, one thread each. Prints tables; writes benchmarks/results/headline.json and headline.png.
+time, each in a process of one thread. Prints tables; writes benchmarks/results/headline.json and
+headline.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -168,7 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--size", default="160x120", help="input of the hand-made detectors")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--share", type=int, help="train only every JOBS-th, and stop")
+    parser.add_argument("--cell", type=int, help="train only this one, print the result, and stop")
     parser.add_argument("--work", type=Path, default=Path("runs/headline/cells.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -176,23 +178,19 @@ def main() -> None:
         parser.error(f"--jobs: wanted at least 1, got {arguments.jobs}")
     contest = Contest(arguments.run, arguments.data, arguments.size, arguments.work)
     cells = contest.cells(arguments.epochs, arguments.seeds)
-    files = [arguments.work.with_suffix(f".{job}.jsonl") for job in range(arguments.jobs)]
-    if arguments.share is not None:
-        own = cells[arguments.share :: arguments.jobs]
-        measure_cells(files[arguments.share], own, contest.measure)
+    if arguments.cell is not None:
+        print(json.dumps(contest.measure(cells[arguments.cell])))
         return
-    helpers = [
-        subprocess.Popen([sys.executable, *sys.argv, "--share", str(job)])
-        for job in range(1, arguments.jobs)
-    ]
-    parts = [measure_cells(files[0], cells[:: arguments.jobs], contest.measure)]
-    if any(helper.wait() for helper in helpers):
-        sys.exit("headline: a training process failed; the same command goes on")
-    parts += [
-        measure_cells(file, cells[job :: arguments.jobs], contest.measure)
-        for job, file in enumerate(files[1:], 1)
-    ]
-    rows = [row for part in parts for row in part]
+
+    def in_a_process(cell: Cell) -> Cell:
+        command = [sys.executable, *sys.argv, "--cell", str(cells.index(cell))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit("headline: a training process failed; the same command goes on")
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    measure = contest.measure if arguments.jobs == 1 else in_a_process
+    rows = measure_cells(arguments.work, cells, measure, arguments.jobs)
     trained = [
         name for name in contest.samples if any(r["name"] == name and "map" in r for r in rows)
     ]
