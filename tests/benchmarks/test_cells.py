@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
-from common import Cell, measure_cells
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+Cell = dict[str, Any]
+
+
+@pytest.fixture
+def measure_cells(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Cell]]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return import_module("common").measure_cells
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_each_cell_is_measured_once(tmp_path: Path, jobs: int) -> None:
+def test_each_cell_is_measured_once(
+    measure_cells: Callable[..., list[Cell]], tmp_path: Path, jobs: int
+) -> None:
     asked: list[int] = []
 
     def measure(cell: Cell) -> Cell:
@@ -28,7 +41,9 @@ def test_each_cell_is_measured_once(tmp_path: Path, jobs: int) -> None:
     assert len([json.loads(line) for line in work.read_text().splitlines()]) == 5
 
 
-def test_a_failure_ends_it_and_keeps_what_was_measured(tmp_path: Path) -> None:
+def test_a_failure_ends_it_and_keeps_what_was_measured(
+    measure_cells: Callable[..., list[Cell]], tmp_path: Path
+) -> None:
     def measure(cell: Cell) -> Cell:
         if cell["n"] == 1:
             raise ValueError("one")
