@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from smnas.journal import Trial, read
 from smnas.optimizer import Optimizer
 from smnas.records import Measured
 from smnas.report.tables import objectives_of
-from smnas.stopping import Judge, Pruning, no_larger
+from smnas.stopping import Judge, Pruning, excesses
 
 MARGINS = {"random": (0.0, 0.0025, 0.005, 0.01), "nsga2": (None, 0.0025, 0.005)}
 """In parts of the accuracy's whole range, 48 points; None does not prune."""
@@ -83,27 +82,22 @@ def judged_again(run: Path, pruning: Pruning, orders: int) -> dict[str, Any]:
     judge = Judge(objectives, pruning, None, chains)
     pruned: list[int] = []
     for seed in range(orders):
-        trained: list[Trial] = []
+        finished: list[Trial] = []
         for index in np.random.default_rng(seed).permutation(len(trials)):
             trial = trials[index]
             assert trial.outcome is not None
             line = {"epoch": 0, "latency_ms": trial.outcome.metrics["latency_ms"]}
-            if judge.verdict(trial.candidate, [line], trained):
+            if judge.verdict(trial.candidate, [line], finished):
                 pruned.append(trial.candidate.id)
             else:
-                trained.append(trial)
-    worse = [
-        larger_map - smaller_map
-        for (smaller, smaller_map), (larger, larger_map) in permutations(
-            [(t.candidate.sample, t.outcome.metrics["map"]) for t in trials if t.outcome], 2
-        )
-        if no_larger(smaller, larger, chains)
-    ]
+                finished.append(trial)
+    trained = [(t.candidate.sample, -t.outcome.metrics["map"]) for t in trials if t.outcome]
+    above = excesses(trained, chains)
     return {
         "trials": len(trials),
-        "pairs_that_compare": len(worse),
-        "pairs_that_break_the_order": sum(gap < 0 for gap in worse),
-        "largest_excess": max(0.0, -min(worse)),
+        "pairs_that_compare": len(above),
+        "pairs_that_break_the_order": sum(excess > 0 for excess in above),
+        "largest_excess": max(0.0, *above),
         "not_trained": len(pruned) / (orders * len(trials)),
         "front_met": orders * len(front),
         "front_pruned": sum(number in front for number in pruned),

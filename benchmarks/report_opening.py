@@ -11,12 +11,12 @@ selenium. Prints one line; writes benchmarks/results/report_opening.json.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from common import write_results
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from smnas.journal import FILE_NAME, Asked, Told, event_to_json, read
+from smnas.journal import FILE_NAME, Journal, read
 from smnas.nni_runs import trial_file
 from smnas.records import Candidate, Measured
 from smnas.report.page import write_page
@@ -58,14 +58,14 @@ def main() -> None:
     print(write_results("report_opening", results | {"seconds_to_open": seconds}))
 
 
-def lengthened(run: Path, count: int, out: Path) -> Path:
+def lengthened(run: Path, trials: int, out: Path) -> Path:
     """A run of so many measured trials, made of those of another one."""
     history = read(run)
     known = [t for t in history.trials() if isinstance(t.outcome, Measured)]
     rng = np.random.default_rng(0)
-    out.mkdir()
-    events: list[Asked | Told] = []
-    for number in range(count):
+    times = count(step=30)
+    journal = Journal.open(out / FILE_NAME, history.header, lambda: next(times))
+    for number in range(trials):
         trial = known[number % len(known)]
         outcome = trial.outcome
         assert isinstance(outcome, Measured)
@@ -74,18 +74,14 @@ def lengthened(run: Path, count: int, out: Path) -> Path:
         metrics["map"] = min(1.0, metrics["map"] * better)
         parents = tuple(rng.integers(0, number, 2).tolist()) if number else ()
         candidate = Candidate(number, "structural", trial.candidate.sample, "mating", parents)
-        events += [
-            Asked(candidate, 60.0 * number),
-            Told(number, Measured(metrics, outcome.info), 60.0 * number + 50),
-        ]
+        journal.asked(candidate)
+        journal.told(number, Measured(metrics, outcome.info))
         examples = trial_file(run, trial, EXAMPLES_FILE)
         if examples.is_file():
             own = out / "trials" / str(number)
             own.mkdir(parents=True)
             shutil.copy(examples, own)
-    header = {"event": "header", "schema": 1, "time": 0.0, **history.header}
-    lines = [header, *map(event_to_json, events)]
-    (out / FILE_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    journal.close()
     return out
 
 

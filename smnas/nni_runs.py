@@ -41,6 +41,12 @@ def find_run(run: Path | str) -> Path:
     return path if place is None else run_folder(Path(place) / str(run))
 
 
+def find_folder(run: Path | str) -> Path:
+    """The folder of a run, which may be given by its journal as well, see `find_run`."""
+    path = find_run(run)
+    return path if path.is_dir() else path.parent
+
+
 def split_reference(text: str) -> tuple[Path, int] | None:
     """The folder of the run and the candidate's id that `RUN#ID` names; None for any other text.
 
@@ -64,7 +70,7 @@ def trial_file(run: Path, trial: Trial, name: str) -> Path:
         trial: of the run.
         name: of the file; it may be missing.
     """
-    own = Path("trials") / str(trial.candidate.id) / name
+    own = trial_folder(Path(), trial.candidate.id) / name
     places = [run / own, *sorted(run.glob(f"*/{own}"))]
     info = trial.outcome.info if isinstance(trial.outcome, Measured) else {}
     if "nni_trial" in info:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -143,6 +144,20 @@ def no_larger(sample: Sample, other: Sample, chains: Monotone) -> bool:
     )
 
 
+def excesses(trained: Sequence[tuple[Sample, float]], chains: Monotone) -> list[float]:
+    """By how much the smaller network is the better one, of all pairs that compare.
+
+    Args:
+        trained: each network's sample and what training gave, minimised.
+        chains: what a search space says about sizes, see `no_larger`.
+    """
+    return [
+        larger_value - smaller_value
+        for (smaller, smaller_value), (larger, larger_value) in permutations(trained, 2)
+        if no_larger(smaller, larger, chains)
+    ]
+
+
 def _precedes(option: Option, other: Option, chains: Sequence[Sequence[Option]]) -> bool:
     return any(
         option in chain and other in chain and chain.index(option) < chain.index(other)
@@ -270,9 +285,10 @@ class Judge:
         if best.learned > bound:
             return None
         # only now, because it takes the longest
-        excesses = self._excesses(known)
-        bound = worst.learned - max(self._pruning.margin, *excesses, 0.0)
-        if best.learned > bound or len(excesses) < self._pruning.pairs:
+        newest = [(one.trial.candidate.sample, one.learned) for one in known[-MOST:]]
+        above = excesses(newest, self._chains)
+        bound = worst.learned - max(self._pruning.margin, *above, 0.0)
+        if best.learned > bound or len(above) < self._pruning.pairs:
             return None
         limit, ceiling, rival = (
             self._natural(learned, value) for value in (bound, worst.learned, best.learned)
@@ -283,18 +299,6 @@ class Judge:
             f" {self._others(learned)}"
         )
         return Stopped("pruned", detail, metrics, {learned: limit})
-
-    def _excesses(self, known: Sequence[_Known]) -> list[float]:
-        """By how much the smaller network is the better one, of all pairs that compare."""
-        return [
-            larger.learned - smaller.learned
-            for smaller in known[-MOST:]
-            for larger in known[-MOST:]
-            if larger is not smaller
-            and no_larger(
-                smaller.trial.candidate.sample, larger.trial.candidate.sample, self._chains
-            )
-        ]
 
     # -- at a rung ------------------------------------------------------------------------------
 

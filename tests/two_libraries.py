@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from search_spaces.zoo import find
 from smnas.detectors.space import load_space
 from smnas.records import Sample
 
@@ -46,12 +47,8 @@ def evolved(library: str) -> nn.Module:
     return build(library, E0, "160x160", MODULAR, **E0_ARGUMENTS)
 
 
+E0 = find("sm_nas_e0").at("160x160").sample
 E0_ARGUMENTS = {"blocks_range": [5, 35], "neck_ends": [5, 6]}
-E0 = {
-    **{"block": "basicblock", "base_width": 64, "depth1": 1, "depth2": 2, "depth3": 2},
-    **{"depth4": 2, "double1": 2, "double2": 4, "double3": 7, "rpn": "rpn", "head": "rcnn"},
-    **{"neck": "fpn", "neck_start": 3, "neck_end": 6, "neck_width": 128},
-}
 
 
 def smallest_input(sample: Sample) -> str:

@@ -40,13 +40,12 @@ def report(
     mixed_devices: MixedDevices = False,
 ) -> None:
     """Write the report of a run, or of several side by side: one HTML file, for any browser."""
-    from smnas.nni_runs import find_run
+    from smnas.nni_runs import find_folder
     from smnas.report.page import write_page
 
     if (plots or table) and len(runs) > 1:
         raise RunError(f"report: --plots and --table want one RUN, got {len(runs)}")
-    folder = find_run(runs[0])
-    page = output or (folder if folder.is_dir() else folder.parent) / "report.html"
+    page = output or find_folder(runs[0]) / "report.html"
     write_page(runs, page, device, mixed_devices)
     written = [page, *_extras(runs[0], plots, table, device, mixed_devices)]
     for path in written:

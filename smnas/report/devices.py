@@ -12,7 +12,7 @@ from pathlib import Path
 
 from smnas.errors import MixedDevicesError, RunError
 from smnas.journal import Asked, Event, History, Told, Trial, read_run
-from smnas.nni_runs import find_run
+from smnas.nni_runs import find_folder, find_run
 from smnas.records import Measured, Stopped
 from smnas.timings import Timing, read_timings
 
@@ -44,7 +44,7 @@ def open_run(run: Path | str, device: str | None = None, mixed_devices: bool = F
     """
     path = find_run(run)
     history = read_run(path)
-    timings = read_timings(path if path.is_dir() else path.parent)
+    timings = read_timings(find_folder(path))
     if device is not None:
         return on_device(history, timings, device)
     if not mixed_devices:

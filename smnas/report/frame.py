@@ -12,7 +12,7 @@ import pandas as pd
 from smnas import pareto
 from smnas.errors import MissingLibraryError, RunError
 from smnas.journal import History, Trial
-from smnas.nni_runs import find_run
+from smnas.nni_runs import find_folder
 from smnas.records import Failed, Measured, Stopped
 from smnas.report.devices import open_run
 from smnas.report.tables import baseline_names, objectives_of, origin_of
@@ -43,8 +43,7 @@ def load_frame(
         JournalError: the journal is corrupt.
     """
     frame = to_frame(open_run(run, device, mixed_devices))
-    path = find_run(run)
-    for name, timings in read_timings(path if path.is_dir() else path.parent).items():
+    for name, timings in read_timings(find_folder(run)).items():
         again = {key: timing.metrics["latency_ms"] for key, timing in timings.items()}
         frame[f"latency_ms@{name}"] = frame["id"].map(again).astype(float)
     return frame

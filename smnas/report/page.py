@@ -18,7 +18,7 @@ from typing import Any
 from smnas import __version__, pareto
 from smnas.errors import RunError
 from smnas.journal import History, Trial
-from smnas.nni_runs import find_run
+from smnas.nni_runs import find_folder
 from smnas.records import Measured
 from smnas.report import overview
 from smnas.report.devices import measured_devices, open_run
@@ -69,7 +69,7 @@ def make_page(runs: Sequence[Path], device: str | None = None, mixed_devices: bo
     histories = [open_run(run, device, mixed_devices) for run in runs]
     if not mixed_devices:
         overview.check_comparable(histories)
-    folders = [path if path.is_dir() else path.parent for path in map(find_run, runs)]
+    folders = [find_folder(run) for run in runs]
     content = _content(histories, folders)
     title = "smnas: " + ", ".join(run["name"] for run in content["runs"])
     parts = {

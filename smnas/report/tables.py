@@ -195,7 +195,8 @@ def gpu_note(states: Sequence[Mapping[str, Any] | None]) -> str | None:
     words = [word for word, value in known.items() if value is not None]
     if throttling is not None:
         held = [reason for reason in throttling if reason != LOCKED]
-        words += [LOCKED] * (LOCKED in throttling)
+        if LOCKED in throttling:
+            words.append(LOCKED)
         words.append(f"throttled: {', '.join(held)}" if held else "not throttled")
     return "; ".join(words)
 

@@ -14,6 +14,7 @@ from smnas.deploy import export
 from smnas.deploy.onnx_export import OnnxDetector, export_onnx
 from smnas.deploy.parity import compare
 from smnas.deploy.verify import at_size, findings, side_by_side
+from smnas.errors import DeployError
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,20 @@ def test_the_command_line_compares_and_times(folder: Path, monkeypatch: pytest.M
     assert_refused(refused, "wanted at most 0.5% of the detections without a partner")
     assert (folder / "model.onnx").read_bytes() == before
     assert not list(folder.glob(".export-*"))
+
+
+def test_files_take_their_places_only_when_all_is_well(tmp_path: Path) -> None:
+    old, none = tmp_path / "old.py", tmp_path / "none.pt"
+    old.write_text("old")
+    with pytest.raises(DeployError), export._kept_if_right(old, none) as new:
+        for path in new:
+            path.write_text("new")
+        raise DeployError("they do not agree")
+    assert old.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["old.py"]
+    with export._kept_if_right(old, none) as new:
+        for path in new:
+            path.write_text("new")
+    assert old.read_text() == none.read_text() == "new" and len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_python_file_by_the_command_line(folder: Path) -> None:
