@@ -6,6 +6,7 @@ A checkpoint is written whole or not at all, so a `kill -9` costs at most the ep
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class Scalars:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
+        _wait_for_own_second(folder)
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
@@ -87,6 +89,17 @@ class Scalars:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _wait_for_own_second(folder: Path) -> None:
+    """Waits until no event file is of this second.
+
+    TensorBoard reads files in the order of their names: the second in which they were made, then
+    the number of the process. Read first, what a resumed training writes would be taken back by
+    what it goes on from.
+    """
+    while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(0.02)
 
 
 def save_whole(state: Any, path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from found_detectors import IDS, keep_weights, plan_of, write_digits, write_run
 from whole_search import assert_refused, command, environment, smnas
 
+from smnas.deploy.progress import Scalars
 from smnas.deploy.ranks import Ranks
 from smnas.deploy.settings import Training
 from smnas.deploy.train import CHECKPOINT, RESULT, train_detector
@@ -142,6 +143,19 @@ def scalars(folder: Path) -> dict[str, list[int]]:
 
     events = EventAccumulator(str(folder)).Reload()
     return {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_scalars_that_go_on_within_the_same_second_are_read_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard reads the files of one second by process number."""
+    for process, steps in ((2, range(6)), (1, range(3, 9))):
+        monkeypatch.setattr(os, "getpid", lambda number=process: number)
+        written = Scalars(tmp_path, steps[0])
+        for step in steps:
+            written.step(step, {"total": 1.0})
+        written.close()
+    assert scalars(tmp_path)["train/total"] == list(range(9))
 
 
 def arguments(data: Path, out: Path, epochs: int, *more: object) -> list[object]:
