@@ -263,7 +263,7 @@ def _subjects(
     """What `smnas latency` was asked to time, and the folder of the run that it belongs to."""
     from smnas import retime
     from smnas.journal import read_run
-    from smnas.nni_runs import find_run, split_reference
+    from smnas.nni_runs import find_folder, find_run, split_reference
     from smnas.trial import read_sample
 
     if sample is not None and not several:
@@ -274,8 +274,8 @@ def _subjects(
         history = read_run(run)
         trials = [retime.find_trial(history, candidate_id)]
     elif several and sample is None:
-        run = find_run(target)
-        history = read_run(run)
+        run = find_folder(target)
+        history = read_run(find_run(target))
         trials = retime.trials_to_time(history, front_only)
     else:
         raise UserError(

@@ -191,6 +191,16 @@ def test_a_run_is_timed_on_the_command_line_and_its_front_follows(
     assert [row["latency_ms"] for row in json.loads(out)] == [4.0, 9.0]
 
 
+def test_a_run_that_is_named_by_its_journal_keeps_its_timings(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (str(run / FILE_NAME), "--front", "--device", "cpu", "--rounds", "1")
+    status, _, err = command(monkeypatch, capsys, "latency", *words)
+    assert status == 0, err
+    ((_, found),) = read_timings(run).items()
+    assert set(found) == {0, 1}
+
+
 def test_one_detector_is_timed_and_not_recorded(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
