@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 Cell = dict[str, Any]
 
 
 @pytest.fixture
-def measure_cells(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Cell]]:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def measure_cells() -> Callable[..., list[Cell]]:
     return import_module("common").measure_cells
 
 

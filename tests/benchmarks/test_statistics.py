@@ -13,36 +13,29 @@ import pytest
 from smnas.encoding import Encoding
 from smnas.spaces import open_space
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def ablation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def ablation() -> ModuleType:
     return import_module("recipe_ablation")
 
 
 @pytest.fixture
-def proxy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def proxy() -> ModuleType:
     return import_module("proxy_trust")
 
 
 @pytest.fixture
-def headline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def headline() -> ModuleType:
     return import_module("headline")
 
 
 @pytest.fixture
-def trust(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def trust() -> ModuleType:
     return import_module("latency_trust")
 
 
 @pytest.fixture
-def throughput(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def throughput() -> ModuleType:
     return import_module("throughput")
 
 
